@@ -1,0 +1,3 @@
+//! The devices of one VM; may die at any instant.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The host's daemon: collect, decide, apply.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The ledger of guest frames over a fixed layout that survives SIGKILL.

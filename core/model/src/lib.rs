@@ -1,0 +1,1 @@
+//! Plain data that the collector, the arbiter and the journal share.

@@ -1,0 +1,1 @@
+//! The virtio memory balloon, free of any transport.

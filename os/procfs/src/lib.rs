@@ -1,0 +1,1 @@
+//! The few files of /proc that Plimsoll reads.

@@ -1,0 +1,1 @@
+//! Shared memory between a keeper and its back end, and the system calls around it.

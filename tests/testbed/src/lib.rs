@@ -1,0 +1,1 @@
+//! Boots real guests and puts everything back afterwards.

@@ -1,0 +1,3 @@
+//! The program that runs inside test guests.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! A typed client for QEMU's machine protocol.

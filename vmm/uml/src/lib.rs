@@ -1,0 +1,1 @@
+//! User Mode Linux: its command line and its management console.

@@ -1,0 +1,3 @@
+//! Every task of the repository: cargo xtask help.
+
+fn main() {}
