@@ -1,1 +1,27 @@
 //! Plain data that the collector, the arbiter and the journal share.
+//!
+//! Place in the map: beside `units`, below `policy`. Everything here is data with public fields (or a
+//! checked constructor where an invariant exists), can be written to the journal and read back, and
+//! does nothing. No clock, no I/O, `no_std`.
+//!
+//! One tick turns a [`Snapshot`] into a [`Plan`]; the journal holds both, so that a day can be replayed.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::panic, clippy::expect_used)
+)]
+
+extern crate alloc;
+
+mod name;
+mod plan;
+mod sample;
+mod sizes;
+mod stats;
+
+pub use name::{NameError, VmId, VmName};
+pub use plan::{Action, HostState, Plan, Reason, Signal, Verdict, VmState};
+pub use sample::{HostSample, Link, PsiTotals, Snapshot, VmSample};
+pub use sizes::{Sizes, SizesError};
+pub use stats::{GuestStats, StatsSample};

@@ -54,8 +54,6 @@ impl BalloonPfn {
     /// The guest frame this number names.
     #[must_use]
     pub const fn gfn(self) -> Gfn {
-        // `From` is not const; a u32 always fits.
-        #[expect(clippy::cast_lossless, reason = "u64::from is not const")]
         Gfn(self.0 as u64)
     }
 }
@@ -64,7 +62,6 @@ impl FrameIndex {
     /// The first byte of the frame, counted from where the ledger begins.
     #[must_use]
     pub const fn offset(self) -> Bytes {
-        #[expect(clippy::cast_lossless, reason = "u64::from is not const")]
         Bytes((self.0 as u64).saturating_mul(FRAME_SIZE))
     }
 }

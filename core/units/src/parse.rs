@@ -48,8 +48,10 @@ impl FromStr for Bytes {
         }
         let end = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
         let (number, suffix) = trimmed.split_at(end);
-        let shift = unit_shift(suffix.trim())
-            .ok_or_else(|| ParseSizeError::Unit { text: trimmed.to_string(), suffix: suffix.trim().to_string() })?;
+        let shift = unit_shift(suffix.trim()).ok_or_else(|| ParseSizeError::Unit {
+            text: trimmed.to_string(),
+            suffix: suffix.trim().to_string(),
+        })?;
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if whole.is_empty() || fraction.contains('.') {
             return Err(ParseSizeError::NoNumber(trimmed.to_string()));

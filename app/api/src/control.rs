@@ -1,0 +1,187 @@
+//! The control socket of a VM's back end: one JSON object a line, asked by the daemon, answered by the back end.
+//!
+//! Version 1. A line is at most [`MAX_LINE`] bytes. Unknown fields in a reply are ignored, so that a newer
+//! back end may say more; an unknown `op` is answered with an error of kind [`ErrorKind::UnknownOp`].
+
+use plimsoll_model::GuestStats;
+use plimsoll_units::{BalloonSize, Bytes, PageCount};
+use serde::{Deserialize, Serialize};
+
+/// The protocol's version: the field `v` of every line.
+pub const VERSION: u32 = 1;
+
+/// The longest line either side may send, its newline included, in bytes.
+pub const MAX_LINE: usize = 64 * 1024;
+
+/// A line from the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`VERSION`].
+    pub v: u32,
+    /// Repeated in the reply.
+    pub id: u64,
+    /// What to do.
+    #[serde(flatten)]
+    pub op: Op,
+}
+
+/// What a back end can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Op {
+    /// Everything about the VM; answered with a [`Status`].
+    Status,
+    /// Ask the guest for a balloon of this size; answered with a [`Status`].
+    SetBalloon {
+        /// Pages to be inside the balloon.
+        pages: BalloonSize,
+    },
+    /// How often the guest is asked for statistics; answered with a [`Status`].
+    StatsInterval {
+        /// Milliseconds, 100 to 60000; 0 stops asking.
+        ms: u32,
+    },
+}
+
+/// A line from the back end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// [`VERSION`].
+    pub v: u32,
+    /// That of the request; 0 if it could not be read.
+    pub id: u64,
+    /// The answer.
+    #[serde(flatten)]
+    pub result: Outcome,
+}
+
+/// `{"ok": ...}` or `{"error": ...}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It was done.
+    Ok(Box<Status>),
+    /// It was not.
+    Error(ControlError),
+}
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlError {
+    /// For programs.
+    pub kind: ErrorKind,
+    /// For people.
+    pub message: String,
+}
+
+/// The kinds of refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The line is not a request.
+    BadRequest,
+    /// Another version of the protocol.
+    BadVersion,
+    /// An `op` this back end does not know.
+    UnknownOp,
+    /// A value out of range.
+    OutOfRange,
+}
+
+/// Everything a back end knows of its VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// How often a back end was started for this VM: 1 for the first.
+    pub epoch: u64,
+    /// How often a front end connected: a reboot of a User Mode Linux guest is a new one.
+    pub generation: u64,
+    /// Whether a front end is connected.
+    pub connected: bool,
+    /// Whether the guest's driver runs its inflate queue.
+    pub driver_ready: bool,
+    /// What the guest was told it has.
+    pub maxmem: Bytes,
+    /// Pages asked to be in the balloon.
+    pub num_pages: BalloonSize,
+    /// Pages the guest says are in the balloon.
+    pub actual: BalloonSize,
+    /// The latest statistics.
+    pub stats: Option<GuestStats>,
+    /// How old they are in milliseconds.
+    pub stats_age_ms: u64,
+    /// Host memory behind the guest's, by the kernel's count of the backing files.
+    pub resident: Bytes,
+    /// The ledger's counts.
+    pub ledger: LedgerCounts,
+    /// What has happened since the first back end of this generation started.
+    pub counters: Counters,
+}
+
+/// The ledger's counts, in pages; their sum is every page of the guest that the back end was shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerCounts {
+    /// In use, as far as the host knows.
+    pub present: PageCount,
+    /// In the balloon.
+    pub ballooned: PageCount,
+    /// Reported free, and not named since.
+    pub reported: PageCount,
+}
+
+/// What the device did, since this back end started. All only rise, until the back end is replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// Pages taken into the balloon.
+    pub inflated_pages: u64,
+    /// Pages given back from it.
+    pub deflated_pages: u64,
+    /// Pages reported free.
+    pub reported_pages: u64,
+    /// Discards asked of the kernel.
+    pub discards: u64,
+    /// Bytes they covered.
+    pub discarded_bytes: u64,
+    /// Whole 2 MiB frames among them.
+    pub whole_frames: u64,
+    /// Buffers the guest sent that were malformed in some way.
+    pub bad_buffers: u64,
+    /// Pages the guest named that it does not have.
+    pub bad_pages: u64,
+    /// Discards the kernel refused.
+    pub discard_errors: u64,
+}
+
+impl Reply {
+    /// A refusal.
+    #[must_use]
+    pub fn error(id: u64, kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { v: VERSION, id, result: Outcome::Error(ControlError { kind, message: message.into() }) }
+    }
+
+    /// An answer.
+    #[must_use]
+    pub fn ok(id: u64, status: Status) -> Self {
+        Self { v: VERSION, id, result: Outcome::Ok(Box::new(status)) }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn lines_look_as_documented() {
+        let ask = Request { v: 1, id: 7, op: Op::SetBalloon { pages: BalloonSize(PageCount(256)) } };
+        let line = serde_json::to_string(&ask).unwrap();
+        assert_eq!(line, r#"{"v":1,"id":7,"op":"set_balloon","pages":256}"#);
+        assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), ask);
+        let status: Request = serde_json::from_str(r#"{"v":1,"id":7,"op":"status"}"#).unwrap();
+        assert_eq!(status.op, Op::Status);
+        let refusal = serde_json::to_string(&Reply::error(0, ErrorKind::BadRequest, "no")).unwrap();
+        assert_eq!(refusal, r#"{"v":1,"id":0,"error":{"kind":"bad_request","message":"no"}}"#);
+        let reply = Reply::ok(3, Status::default());
+        let text = serde_json::to_string(&reply).unwrap();
+        assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), reply);
+    }
+}
