@@ -1,0 +1,183 @@
+//! Taking over a ledger from a process that is gone, and checking one.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::AtomicU64;
+
+use crate::error::{AuditError, LedgerError};
+use crate::layout::{self, Entry, Layout, MAX_SPACES, Words};
+use crate::ledger::{Ledger, Place};
+use crate::space::{Space, SpaceId};
+use crate::state::{Counts, PageState};
+
+/// What [`Ledger::attach`] found half done and completed. All zero and false if the last writer ended between events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repairs {
+    /// A reset had begun.
+    pub reset: bool,
+    /// Frames outside every space that were not `Present`: a space was being removed.
+    pub stray_frames: u64,
+    /// Maps whose pages all share a state: a frame was about to become uniform.
+    pub uniform_maps: u64,
+    /// The counters in the words were not those of the entries.
+    pub counters: bool,
+}
+
+impl<W: AsRef<[AtomicU64]>> Ledger<W> {
+    /// Takes over the ledger in `words`. The previous writer must be gone. Every value is checked; counters are
+    /// counted anew; what a kill between two stores can leave is put right.
+    ///
+    /// # Errors
+    /// [`LedgerError`] if the words are not a ledger that this crate wrote. Nothing has been stored then.
+    pub fn attach(words: W) -> Result<(Self, Repairs), LedgerError> {
+        let layout = layout::read_header(words.as_ref())?;
+        let mut ledger = Self::over(Words::new(words), layout);
+        ledger.spaces = read_spaces(&ledger.words, layout)?;
+        let used = used_maps(&ledger.words, layout)?;
+        ledger.check_states()?;
+        ledger.maps.fresh =
+            used.iter().rposition(|&used| used).map_or(0, |last| number(last).saturating_add(1));
+        ledger.maps.freed = used
+            .iter()
+            .enumerate()
+            .filter(|(map, used)| !**used && number(*map) < ledger.maps.fresh)
+            .map(|(map, _)| number(map))
+            .collect();
+        let repairs = ledger.repair();
+        Ok((ledger, repairs))
+    }
+
+    fn check_states(&self) -> Result<(), LedgerError> {
+        for (id, space) in &self.spaces {
+            for frame in 0..space.frames() {
+                let place = Place::of(*id, *space, frame);
+                if self.states(&place).1.has_unknown() {
+                    let frame = u32::try_from(place.entry).unwrap_or(u32::MAX);
+                    return Err(LedgerError::PageState { frame });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn repair(&mut self) -> Repairs {
+        let mut repairs = Repairs::default();
+        let mut in_space = vec![false; usize::try_from(self.layout.frames).unwrap_or(0)];
+        for (id, space) in self.spaces.clone() {
+            for frame in 0..space.frames() {
+                let place = Place::of(id, space, frame);
+                if let Some(seen) = usize::try_from(place.entry).ok().and_then(|at| in_space.get_mut(at)) {
+                    *seen = true;
+                }
+                repairs.uniform_maps = repairs.uniform_maps.saturating_add(self.unify(&place));
+                self.counts.add(self.states(&place).1.counts(place.valid));
+            }
+        }
+        for (frame, _) in in_space.iter().enumerate().filter(|(_, seen)| !**seen) {
+            repairs.stray_frames = repairs.stray_frames.saturating_add(self.clear_stray(number(frame)));
+        }
+        if self.words.load(layout::AT_RESETTING) != 0 {
+            repairs.reset = true;
+            self.finish_reset();
+        }
+        let kept = layout::peek_counts(self.words.as_slice()).ok();
+        repairs.counters = kept != Some(self.counts);
+        self.words.store_counts(self.counts);
+        repairs
+    }
+
+    /// Gives a map back whose pages turn out to share a state.
+    fn unify(&mut self, place: &Place) -> u64 {
+        let (entry, states) = self.states(place);
+        match (entry, states.shared(place.valid)) {
+            (Entry::Mixed(_), Some(state)) => {
+                self.put_uniform(place, entry, state);
+                1
+            }
+            _ => 0,
+        }
+    }
+
+    fn clear_stray(&mut self, frame: u32) -> u64 {
+        let at = self.layout.entry(u64::from(frame));
+        let word = self.words.load(at);
+        if word == 0 {
+            return 0;
+        }
+        self.words.store(at, 0);
+        if let Some(Entry::Mixed(map)) = Entry::decode(word) {
+            self.maps.give(map);
+        }
+        1
+    }
+
+    /// Counts everything anew and compares it with what is kept.
+    ///
+    /// # Errors
+    /// [`AuditError`] says what differs: a fault of this crate, or somebody else wrote to the words.
+    pub fn audit(&self) -> Result<Counts, AuditError> {
+        let mut found = Counts::default();
+        for (id, space) in &self.spaces {
+            for frame in 0..space.frames() {
+                let place = Place::of(*id, *space, frame);
+                found.add(self.states(&place).1.counts(place.valid));
+            }
+        }
+        self.check_states()?;
+        if found != self.counts || layout::peek_counts(self.words.as_slice())? != self.counts {
+            return Err(AuditError::Counts { kept: self.counts, found });
+        }
+        let used = used_maps(&self.words, self.layout)?;
+        let (free, used) = (self.maps.free(), used.iter().map(|&used| u64::from(used)).sum::<u64>());
+        if free.saturating_add(used) != u64::from(self.layout.maps) {
+            return Err(AuditError::Maps { maps: self.layout.maps, free, used });
+        }
+        Ok(found)
+    }
+}
+
+/// An index that came from a `u32`.
+fn number(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+fn read_spaces<W: AsRef<[AtomicU64]>>(
+    words: &Words<W>,
+    layout: Layout,
+) -> Result<Vec<(SpaceId, Space)>, LedgerError> {
+    let mut spaces: Vec<(SpaceId, Space)> = Vec::new();
+    for index in 0..MAX_SPACES {
+        let entry = words.load_array(layout::space_at(index));
+        let Some(space) = Space::decode(entry).ok_or(LedgerError::Space(index))? else { continue };
+        let collides = spaces.iter().any(|(_, other)| {
+            other.key == space.key
+                || (u64::from(other.first_frame) < space.end_frame()
+                    && u64::from(space.first_frame) < other.end_frame())
+        });
+        if collides || space.end_frame() > u64::from(layout.frames) {
+            return Err(LedgerError::Space(index));
+        }
+        spaces.push((SpaceId(index), space));
+    }
+    Ok(spaces)
+}
+
+/// For every map whether a frame points to it.
+fn used_maps<W: AsRef<[AtomicU64]>>(words: &Words<W>, layout: Layout) -> Result<Vec<bool>, LedgerError> {
+    let mut used = vec![false; usize::try_from(layout.maps).unwrap_or(0)];
+    for frame in 0..layout.frames {
+        let word = words.load(layout.entry(u64::from(frame)));
+        match Entry::decode(word) {
+            Some(Entry::Uniform(PageState::Present | PageState::Ballooned | PageState::Reported)) => {}
+            Some(Entry::Mixed(map)) => {
+                let slot = usize::try_from(map).ok().and_then(|map| used.get_mut(map));
+                let slot = slot.ok_or(LedgerError::Entry { frame, word })?;
+                if core::mem::replace(slot, true) {
+                    return Err(LedgerError::MapShared { frame, map });
+                }
+            }
+            None => return Err(LedgerError::Entry { frame, word }),
+        }
+    }
+    Ok(used)
+}
