@@ -1,1 +1,201 @@
 //! The arbiter: a pure function from what is known to what is to be done.
+//!
+//! Place in the map: above `units` and `model`, below the daemon and the simulator. `no_std`, integers only,
+//! no clock and no I/O, so that the same snapshots always give the same plans ([`decide`]), on any machine,
+//! and a journal can be replayed bit for bit.
+//!
+//! What it promises, for any input (each a property test):
+//! * a target is a whole number of pages within floor and maxmem;
+//! * what is granted at a tick was free at that tick: claims never grow beyond the budget;
+//! * a guest in distress is answered in the same tick: with all it may have if that is free, else by asking
+//!   those that can spare it, and it is given what arrives by the tick that sees it arrive;
+//! * a guest that does not move, by rate, is not counted on, and is left alone for longer each time;
+//! * every action says why, with its numbers.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::panic, clippy::expect_used)
+)]
+
+extern crate alloc;
+
+mod assess;
+mod balance;
+mod config;
+mod history;
+mod share;
+
+use alloc::vec::Vec;
+
+use plimsoll_model::{Action, HostState, Plan, PsiTotals, Reason, Snapshot, Verdict, VmState};
+use plimsoll_units::{Bytes, MonoTime, Ppm};
+
+use crate::assess::Vm;
+use crate::balance::{Balance, distress_reason, grant_cost, step, target};
+pub use crate::config::Config;
+pub use crate::history::History;
+
+/// Slow moves are considered at most this often, in milliseconds: the pace of statistics.
+const SLOW_TICK_MS: u64 = 900;
+
+/// Decides what to do at one tick. VMs must come by rising id, as [`Snapshot`] says; one that does not is
+/// treated as new.
+pub fn decide(snapshot: &Snapshot, config: &Config, history: &mut History) -> Plan {
+    let now = snapshot.now;
+    let mut vms = assess_all(snapshot, config, history);
+    let (dt_ms, stalled) = stalled(history, now, snapshot.host.psi);
+    let mut balance = Balance::new(config, now, snapshot.host, stalled, dt_ms, &vms);
+
+    balance.settle(&mut vms);
+    balance.relieve_host(&mut vms);
+    let (lacking, below_baseline) = lack(&vms);
+    balance.relieve_guests(&mut vms, lacking, below_baseline);
+    grant_all(&mut balance, &mut vms);
+    let unmet = lack(&vms).0.minus(balance.room);
+    slow_moves(&mut balance, &mut vms, history);
+
+    let host = if balance.shortage.is_some() {
+        HostState::Short
+    } else if unmet > Bytes::ZERO {
+        HostState::Tight
+    } else {
+        HostState::Ample
+    };
+    let waiting = unmet.min(balance.in_flight);
+    let plan = write_up(&vms, config, host, balance.claimed, waiting);
+    history.vms = vms.into_iter().map(|vm| vm.history).collect();
+    plan
+}
+
+/// Joins the samples with what is remembered of them; both are in order of id.
+fn assess_all<'a>(snapshot: &'a Snapshot, config: &Config, history: &mut History) -> Vec<Vm<'a>> {
+    let mut remembered = core::mem::take(&mut history.vms).into_iter().peekable();
+    snapshot
+        .vms
+        .iter()
+        .map(|sample| {
+            while remembered.next_if(|h| h.id < sample.id).is_some() {}
+            let past = remembered.next_if(|h| h.id == sample.id);
+            Vm::assess(sample, past, snapshot.now, config)
+        })
+        .collect()
+}
+
+/// Milliseconds since the last tick, and the share of them in which something waited for memory.
+fn stalled(history: &mut History, now: MonoTime, psi: Option<PsiTotals>) -> (u64, Ppm) {
+    let last = history.host.replace((now, psi));
+    let Some((then, before)) = last else { return (0, Ppm(0)) };
+    let micros = now.micros_since(then);
+    let share = match (before, psi) {
+        (Some(before), Some(after)) => Ppm::ratio(after.some_us.saturating_sub(before.some_us), micros),
+        _ => Ppm(0),
+    };
+    (now.millis_since(then), share)
+}
+
+/// What is wanted beyond the targets by guests in distress and by operators, and how much of it lies below
+/// the baselines.
+fn lack(vms: &[Vm<'_>]) -> (Bytes, Bytes) {
+    let mut lacking = Bytes::ZERO;
+    let mut below = Bytes::ZERO;
+    for vm in vms {
+        let wanted = urgent_want(vm);
+        lacking = lacking.plus(grant_cost(vm, wanted));
+        below = below.plus(grant_cost(vm, wanted.min(vm.sample.sizes.memory())));
+    }
+    (lacking, below)
+}
+
+/// The target a VM should have now if memory can be had: a pin, all it may have in distress, a baseline that
+/// was set anew; else what it has.
+fn urgent_want(vm: &Vm<'_>) -> Bytes {
+    match (vm.state, vm.reason) {
+        (VmState::Held, Reason::Held { hold }) => hold.0,
+        (VmState::Distressed, _) => vm.sample.sizes.maxmem(),
+        (VmState::Ok, _) if vm.history.seeks => vm.sample.sizes.memory(),
+        _ => vm.target,
+    }
+}
+
+/// Grants what is free: pins first, then distress (up to the baselines before beyond them), then baselines.
+fn grant_all(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
+    let config = balance.config;
+    let only = |state: VmState, want: fn(&Vm<'_>) -> Bytes| {
+        move |vm: &Vm<'_>| if vm.state == state { want(vm) } else { vm.target }
+    };
+    balance.grant(vms, only(VmState::Held, urgent_want), |vm, _| vm.reason);
+    let distress = |vm: &Vm<'_>, granted: Bytes| distress_reason(config, vm, granted);
+    balance.grant(vms, only(VmState::Distressed, |vm| vm.sample.sizes.memory()), distress);
+    balance.grant(vms, only(VmState::Distressed, urgent_want), distress);
+    balance.grant(vms, only(VmState::Ok, urgent_want), |vm, _| Reason::Baseline {
+        memory: vm.sample.sizes.memory(),
+    });
+}
+
+/// What has time: idle VMs give back what they hold beyond baseline and need; VMs below their need or their
+/// baseline are brought back up while enough stays free for whoever is in distress next.
+fn slow_moves(balance: &mut Balance<'_>, vms: &mut [Vm<'_>], history: &mut History) {
+    let (config, now) = (balance.config, balance.now);
+    let last = *history.slow_at.get_or_insert(now);
+    let dt_ms = now.millis_since(last);
+    if dt_ms < SLOW_TICK_MS {
+        return;
+    }
+    history.slow_at = Some(now);
+    for vm in vms.iter_mut().filter(|vm| vm.state == VmState::Ok && !vm.history.seeks) {
+        let Some(need) = vm.need else { continue };
+        let memory = vm.sample.sizes.memory();
+        let excess = vm.target.minus(memory.max(need));
+        // A target below what the guest holds is still being worked off.
+        if excess >= config.least_move && vm.sample.actual.0 <= vm.target.plus(config.least_move) {
+            vm.target = vm
+                .sample
+                .sizes
+                .clamp(vm.target.minus(step(excess, config.idle_share, dt_ms, config.least_move)))
+                .0;
+            vm.reason = Reason::Idle { need, memory };
+        }
+    }
+    balance.room = balance.room.minus(config.slack_share.of(balance.host.budget));
+    let up = |vm: &Vm<'_>| {
+        let wanted =
+            vm.sample.sizes.memory().max(vm.need.unwrap_or(Bytes::ZERO)).min(vm.sample.sizes.maxmem());
+        let distance = wanted.minus(vm.target);
+        if vm.state == VmState::Ok && distance >= config.least_move {
+            vm.target.plus(step(distance, config.relax_share, dt_ms, config.least_move))
+        } else {
+            vm.target
+        }
+    };
+    balance.grant(vms, up, |vm, _| Reason::Baseline { memory: vm.sample.sizes.memory() });
+}
+
+/// Writes the plan: actions, shrinking ones first, and a verdict for each VM.
+fn write_up(vms: &[Vm<'_>], config: &Config, host: HostState, claimed: Bytes, waiting: Bytes) -> Plan {
+    let mut actions: Vec<Action> = vms
+        .iter()
+        .filter(|vm| vm.sample.target.0 != vm.target && vm.state != VmState::Unreachable)
+        .map(|vm| Action {
+            vm: vm.sample.id,
+            from: vm.sample.target,
+            to: target(vm.target),
+            reason: vm.reason,
+        })
+        .collect();
+    actions.sort_by_key(|a| a.to > a.from);
+    let verdicts = vms
+        .iter()
+        .map(|vm| Verdict {
+            vm: vm.sample.id,
+            state: vm.state,
+            need: vm.need,
+            spare: vm.spare(),
+            reason: match (vm.state, vm.reason) {
+                (VmState::Distressed, Reason::Steady) => distress_reason(config, vm, Bytes::ZERO),
+                (_, reason) => reason,
+            },
+        })
+        .collect();
+    Plan { host, claimed, actions, verdicts, waiting }
+}

@@ -1,0 +1,106 @@
+//! What the arbiter can be told.
+
+use plimsoll_units::{Bytes, Ppm};
+use serde::{Deserialize, Serialize};
+
+/// The arbiter's constants. All have defaults that need no change; each says what it trades.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Config {
+    /// A guest with less than this share of what it holds still available is in distress. Higher: earlier
+    /// help, more memory idle. Default 1/16, between Linux' own high watermark (under 1 %) and the 10 to
+    /// 25 % at which other managers already act.
+    pub distress_share: Ppm,
+    /// The same as an amount, for small guests; never more than a quarter of what the guest holds.
+    pub distress_least: Bytes,
+    /// What a guest is left above what it uses when it is asked to give: a share of what it uses. More than
+    /// twice `distress-share`, so that giving never causes distress by itself.
+    pub headroom_share: Ppm,
+    /// Bytes a second swapped in or out by a guest above which it is in distress.
+    pub guest_swap_rate: Bytes,
+    /// Allocation stalls a second in a guest above which it is in distress.
+    pub guest_stall_rate: u64,
+    /// A guest stays in distress this long after the last sign of it, in milliseconds.
+    pub distress_quiet_ms: u64,
+    /// Statistics older than this say nothing, in milliseconds.
+    pub stats_max_age_ms: u64,
+    /// Share of what an idle guest holds above its baseline and its need that goes back each second.
+    /// 1/8: a half-life of 5 s. Higher: memory is free sooner for others, and fetched back more often.
+    pub idle_share: Ppm,
+    /// Share of the way back up to the baseline (or up to the need) that is gone each second.
+    pub relax_share: Ppm,
+    /// Share of the budget that relaxing leaves free for whoever comes into distress next.
+    pub slack_share: Ppm,
+    /// Share of the time in which something on the host waited for memory above which the host is short.
+    /// 10 %: systemd-oomd and the kernel's documentation use 10 to 15 % for `some`.
+    pub host_stall: Ppm,
+    /// Share of the budget freed each second while the host stalls though there is memory available.
+    pub stall_step: Ppm,
+    /// Moves smaller than this are not worth a guest's while.
+    pub least_move: Bytes,
+    /// A guest is judged by how far it moved in this time, in milliseconds.
+    pub stuck_window_ms: u64,
+    /// Bytes a second below which a guest that was asked to move counts as stuck. By rate: one page a
+    /// second is not progress (a known fault of earlier managers).
+    pub stuck_rate: Bytes,
+    /// A stuck guest is asked again after this long, in milliseconds, doubled each time it is stuck again.
+    pub stuck_retry_ms: u64,
+    /// The longest it is left alone, in milliseconds.
+    pub stuck_retry_most_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            distress_share: Ppm(62_500),
+            distress_least: Bytes::mib(12),
+            headroom_share: Ppm(166_667),
+            guest_swap_rate: Bytes::mib(1),
+            guest_stall_rate: 16,
+            distress_quiet_ms: 3_000,
+            stats_max_age_ms: 5_000,
+            idle_share: Ppm(125_000),
+            relax_share: Ppm(125_000),
+            slack_share: Ppm(62_500),
+            host_stall: Ppm(100_000),
+            stall_step: Ppm(15_625),
+            least_move: Bytes::mib(1),
+            stuck_window_ms: 4_000,
+            stuck_rate: Bytes::mib(1),
+            stuck_retry_ms: 10_000,
+            stuck_retry_most_ms: 300_000,
+        }
+    }
+}
+
+impl Config {
+    /// The margin below which a guest that holds `actual` is in distress.
+    #[must_use]
+    pub fn distress_margin(&self, actual: Bytes) -> Bytes {
+        self.distress_share.of(actual).max(self.distress_least).min(Bytes(actual.0 / 4))
+    }
+
+    /// What a guest that uses `used` needs in all, in whole pages.
+    #[must_use]
+    pub fn need(&self, used: Bytes) -> Bytes {
+        let headroom = self.headroom_share.of(used).max(self.distress_least.plus(self.distress_least));
+        used.plus(headroom).pages_ceil().bytes()
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// What keeps the arbiter from causing the distress that it then answers.
+        #[test]
+        fn a_guest_left_with_its_need_is_not_in_distress(used in 0u64..1 << 45) {
+            let config = Config::default();
+            let need = config.need(Bytes(used));
+            prop_assert!(need.minus(Bytes(used)) > config.distress_margin(need));
+        }
+    }
+}
