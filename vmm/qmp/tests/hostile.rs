@@ -161,11 +161,11 @@ mod test {
             let mut client = straw.client().await;
             straw.fake.with(|m| m.hold = true);
             let cancelled = tokio::time::timeout(SOON, client.query_balloon()).await;
-            assert!(cancelled.is_err());
+            cancelled.unwrap_err();
             straw.fake.with(Machine::release);
             assert_eq!(client.query_name().await.unwrap().as_deref(), Some("web"));
             let cancelled = tokio::time::timeout(SOON, client.next_event()).await;
-            assert!(cancelled.is_err());
+            cancelled.unwrap_err();
             assert_eq!(client.query_name().await.unwrap().as_deref(), Some("web"));
         });
     }
