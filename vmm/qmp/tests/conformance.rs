@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod test {
     use std::{
+        io::Write,
         path::{Path, PathBuf},
         process::{Child, Command, Stdio},
         time::{Duration, Instant},
@@ -45,7 +46,9 @@ mod test {
             match spawned {
                 Ok(child) => Some(Self { child, dir }),
                 Err(err) => {
-                    eprintln!("SKIPPED: the half of this test that needs qemu-system-x86_64: {err}");
+                    // Not eprintln: the harness would swallow it.
+                    let skipped = "SKIPPED: the half of this test that needs qemu-system-x86_64";
+                    writeln!(std::io::stderr(), "{skipped}: {err}").unwrap();
                     None
                 }
             }
