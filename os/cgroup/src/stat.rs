@@ -80,7 +80,8 @@ impl MemStat {
 /// How often a group ran into its limit since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemEvents {
-    /// Times the limit was reached (v2 `memory.events` `max`, v1 `memory.failcnt`).
+    /// Times the limit was reached (v2 `memory.events` `max`, v1 `memory.failcnt`). Version 1 does not count here
+    /// when its limit of memory plus swap is reached first, which it is when no swap is allowed.
     pub max: Option<u64>,
     /// Times no memory could be had within the limit (v2 `oom`; v1 does not count it).
     pub oom: Option<u64>,

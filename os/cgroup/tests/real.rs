@@ -154,9 +154,17 @@ mod test {
         let stat = scratch.group.stat().unwrap();
         let pages_of_8_mib = 2048;
         assert!(stat.faults.unwrap() > pages_of_8_mib, "{stat:?}");
-        assert!(scratch.group.events().unwrap().max.unwrap() > 0);
         assert!(scratch.group.usage().unwrap() <= Bytes::mib(24));
         assert!(scratch.group.swap_usage().unwrap_or_default() <= Bytes::mib(1));
+    }
+
+    #[test]
+    fn reaching_the_limit_is_counted() {
+        let Some(mut scratch) = Scratch::new() else { return };
+        scratch.group.set_limit(mib(24)).unwrap();
+        scratch.child("exec dd if=/dev/zero of=/dev/null bs=64M count=1");
+        scratch.go();
+        assert!(poll(|| scratch.group.events().unwrap().max.unwrap() > 0), "{:?}", scratch.group.events());
     }
 
     #[test]
