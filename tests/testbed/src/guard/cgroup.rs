@@ -1,0 +1,188 @@
+//! A memory control group for the time of a test, of either version.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use plimsoll_units::Bytes;
+use rustix::process::Pid;
+
+use super::{Deed, Undo, unique_name};
+use crate::BedError;
+use crate::host::Numbers;
+
+/// Where version 1's memory controller is mounted.
+const V1: &str = "/sys/fs/cgroup/memory";
+/// Where version 2 is mounted.
+const V2: &str = "/sys/fs/cgroup";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+/// A control group; dropped, everything in it is killed and it is removed.
+#[derive(Debug)]
+pub struct TestCgroup {
+    version: Version,
+    path: PathBuf,
+    _undo: Undo,
+}
+
+impl TestCgroup {
+    /// Makes one whose processes and children together may use `limit` of memory. Swap is not limited.
+    ///
+    /// # Errors
+    /// [`BedError::Unsupported`] without a memory controller at the usual places, [`BedError::Io`] without the
+    /// right to make groups.
+    pub fn create(what: &str, limit: Bytes) -> Result<Self, BedError> {
+        let (version, parent) = hierarchy()?;
+        let path = parent.join(unique_name(what));
+        let undo = Undo::register(Deed::Cgroup(path.clone()))?;
+        std::fs::create_dir(&path).map_err(BedError::io("make control group", &path))?;
+        let cgroup = Self { version, path, _undo: undo };
+        cgroup.write(cgroup.pick("memory.limit_in_bytes", "memory.max"), &limit.0.to_string())?;
+        Ok(cgroup)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Moves a process into it. Memory it has already stays counted where it was.
+    ///
+    /// # Errors
+    /// [`BedError::Io`] when the process is gone.
+    pub fn add(&self, pid: Pid) -> Result<(), BedError> {
+        self.write("cgroup.procs", &pid.as_raw_nonzero().to_string())
+    }
+
+    /// Memory in use.
+    ///
+    /// # Errors
+    /// [`BedError`] when the file is not as it should be.
+    pub fn usage(&self) -> Result<Bytes, BedError> {
+        self.number(self.pick("memory.usage_in_bytes", "memory.current")).map(Bytes)
+    }
+
+    /// The most that ever was in use.
+    ///
+    /// # Errors
+    /// [`BedError::Io`] on version 2 before Linux 5.19, which does not keep it.
+    pub fn peak(&self) -> Result<Bytes, BedError> {
+        self.number(self.pick("memory.max_usage_in_bytes", "memory.peak")).map(Bytes)
+    }
+
+    /// memory.stat, in the kernel's words and units (bytes and events).
+    ///
+    /// # Errors
+    /// [`BedError::Io`] when it cannot be read.
+    pub fn stat(&self) -> Result<Numbers, BedError> {
+        Numbers::read(self.path.join("memory.stat"))
+    }
+
+    /// Processes killed because the limit was met.
+    ///
+    /// # Errors
+    /// [`BedError::Io`] when it cannot be read.
+    pub fn oom_kills(&self) -> Result<u64, BedError> {
+        let file = self.pick("memory.oom_control", "memory.events");
+        Ok(Numbers::read(self.path.join(file))?.get("oom_kill"))
+    }
+
+    /// The same command, begun inside the group: a shell puts itself there and becomes the program.
+    pub(super) fn command_inside(&self, command: &Command) -> Command {
+        let mut inside = Command::new("/bin/sh");
+        inside.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(self.path.join("cgroup.procs"));
+        inside.arg(command.get_program()).args(command.get_args());
+        for (key, value) in command.get_envs() {
+            match value {
+                Some(value) => inside.env(key, value),
+                None => inside.env_remove(key),
+            };
+        }
+        if let Some(dir) = command.get_current_dir() {
+            inside.current_dir(dir);
+        }
+        inside
+    }
+
+    fn pick(&self, one: &'static str, two: &'static str) -> &'static str {
+        match self.version {
+            Version::One => one,
+            Version::Two => two,
+        }
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<(), BedError> {
+        let path = self.path.join(file);
+        std::fs::write(&path, value).map_err(BedError::io("write", &path))
+    }
+
+    fn number(&self, file: &str) -> Result<u64, BedError> {
+        let path = self.path.join(file);
+        let text = std::fs::read_to_string(&path).map_err(BedError::io("read", &path))?;
+        let malformed = |error: std::num::ParseIntError| BedError::Malformed {
+            what: "a number",
+            path: path.clone(),
+            why: error.to_string(),
+        };
+        text.trim().parse().map_err(malformed)
+    }
+}
+
+/// Where memory is controlled here, and groups of ours are made.
+fn hierarchy() -> Result<(Version, PathBuf), BedError> {
+    if Path::new(V1).join("memory.limit_in_bytes").exists() {
+        return Ok((Version::One, V1.into()));
+    }
+    let controllers = std::fs::read_to_string(Path::new(V2).join("cgroup.controllers")).unwrap_or_default();
+    if !controllers.split_ascii_whitespace().any(|name| name == "memory") {
+        return Err(BedError::Unsupported(format!("no memory controller at {V1} or {V2}")));
+    }
+    let control = Path::new(V2).join("cgroup.subtree_control");
+    std::fs::write(&control, "+memory").map_err(BedError::io("write", &control))?;
+    Ok((Version::Two, V2.into()))
+}
+
+/// The places where groups of ours can be.
+pub(super) fn parents() -> [PathBuf; 2] {
+    [V1.into(), V2.into()]
+}
+
+#[cfg(test)]
+mod test {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use plimsoll_units::Bytes;
+
+    use super::TestCgroup;
+    use crate::guard::Process;
+    use crate::skip;
+    use crate::wait::poll_until;
+
+    #[test]
+    fn a_process_starts_inside_and_goes_with_the_group() {
+        let Some(()) = skip::unless_root("guard::cgroup") else { return };
+        let cgroup = TestCgroup::create("unit", Bytes::mib(64)).expect("makes");
+        let mut command = Command::new("sleep");
+        command.arg("600").env("SOME", "thing");
+        let mut process = Process::spawn("sleeper", command, Some(&cgroup)).expect("starts");
+        let pid = process.pid().as_raw_nonzero().to_string();
+        let inside = || {
+            let members = std::fs::read_to_string(cgroup.path().join("cgroup.procs")).expect("reads");
+            if members.lines().any(|line| line == pid) { Ok(()) } else { Err(members) }
+        };
+        poll_until(Duration::from_secs(10), "the process in its group", inside).expect("in time");
+        assert!(cgroup.usage().expect("reads") < Bytes::mib(64));
+        assert_eq!(cgroup.oom_kills().expect("reads"), 0);
+        assert!(cgroup.stat().expect("reads") != crate::host::Numbers::default());
+        let path = cgroup.path().to_owned();
+        drop(cgroup);
+        assert!(!path.exists());
+        assert!(process.wait_exit(Duration::from_secs(10)).is_ok_and(|status| !status.success()));
+    }
+}
