@@ -56,19 +56,22 @@ impl SharedWords {
     /// When it has another size, could change its size, or cannot be mapped.
     pub fn attach(memfd: impl AsFd, words: usize) -> Result<Self, ShmError> {
         let wanted = byte_len(words)?;
-        let seals = rustix::fs::fcntl_get_seals(&memfd)
-            .map_err(|errno| ShmError::kernel("read the seals of shared memory", errno))?;
-        if !seals.contains(SEALS) {
-            return Err(ShmError::NotSealed);
-        }
-        let stat = rustix::fs::fstat(&memfd)
-            .map_err(|errno| ShmError::kernel("read the size of shared memory", errno))?;
-        let found = u64::try_from(stat.st_size).unwrap_or(0);
+        let found = sealed_len(&memfd)?;
         if found != wanted {
             return Err(ShmError::Size { wanted, found });
         }
         let mapping = Mapping::new(memfd, words)?;
         Ok(Self { mapping: Arc::new(mapping), start: 0, len: words })
+    }
+
+    /// All of the memory behind a descriptor, whatever its size; what lies in it has to say how much there
+    /// should be.
+    ///
+    /// # Errors
+    /// When it could change its size or cannot be mapped.
+    pub fn attach_all(memfd: impl AsFd) -> Result<Self, ShmError> {
+        let bytes = usize::try_from(sealed_len(&memfd)?).map_err(|_| ShmError::TooLarge(usize::MAX))?;
+        Self::attach(memfd, bytes / WORD)
     }
 
     /// Words `start` to `start + len` of this piece; `None` if they are not all in it.
@@ -94,6 +97,18 @@ impl AsRef<[AtomicU64]> for SharedWords {
     fn as_ref(&self) -> &[AtomicU64] {
         self
     }
+}
+
+/// The size in bytes of memory that cannot change its size.
+fn sealed_len(memfd: impl AsFd) -> Result<u64, ShmError> {
+    let seals = rustix::fs::fcntl_get_seals(&memfd)
+        .map_err(|errno| ShmError::kernel("read the seals of shared memory", errno))?;
+    if !seals.contains(SEALS) {
+        return Err(ShmError::NotSealed);
+    }
+    let stat = rustix::fs::fstat(&memfd)
+        .map_err(|errno| ShmError::kernel("read the size of shared memory", errno))?;
+    Ok(u64::try_from(stat.st_size).unwrap_or(0))
 }
 
 fn byte_len(words: usize) -> Result<u64, ShmError> {
@@ -165,7 +180,8 @@ mod test {
     #[test]
     fn two_mappings_show_the_same_words() {
         let (one, memfd) = SharedWords::create("plimsoll-test", 1000).unwrap();
-        let two = SharedWords::attach(memfd, 1000).unwrap();
+        let two = SharedWords::attach(&memfd, 1000).unwrap();
+        assert_eq!(SharedWords::attach_all(memfd).unwrap().len(), 1000);
         assert!(one.iter().all(|word| word.load(SeqCst) == 0));
         one[999].store(42, SeqCst);
         assert_eq!(two[999].load(SeqCst), 42);
