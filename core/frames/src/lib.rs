@@ -68,6 +68,9 @@ mod recover;
 mod space;
 mod state;
 
+#[cfg(test)]
+mod test;
+
 pub use discard::{Discard, Extent, Reuse, Tally};
 pub use error::{AuditError, LedgerError, SpaceError};
 pub use layout::{MAX_SPACES, peek_counts};

@@ -62,19 +62,16 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
 
     fn repair(&mut self) -> Repairs {
         let mut repairs = Repairs::default();
-        let mut in_space = vec![false; usize::try_from(self.layout.frames).unwrap_or(0)];
         for (id, space) in self.spaces.clone() {
             for frame in 0..space.frames() {
                 let place = Place::of(id, space, frame);
-                if let Some(seen) = usize::try_from(place.entry).ok().and_then(|at| in_space.get_mut(at)) {
-                    *seen = true;
-                }
                 repairs.uniform_maps = repairs.uniform_maps.saturating_add(self.unify(&place));
                 self.counts.add(self.states(&place).1.counts(place.valid));
             }
         }
-        for (frame, _) in in_space.iter().enumerate().filter(|(_, seen)| !**seen) {
-            repairs.stray_frames = repairs.stray_frames.saturating_add(self.clear_stray(number(frame)));
+        for frame in self.strays() {
+            self.clear_stray(frame);
+            repairs.stray_frames = repairs.stray_frames.saturating_add(1);
         }
         if self.words.load(layout::AT_RESETTING) != 0 {
             repairs.reset = true;
@@ -98,17 +95,26 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
         }
     }
 
-    fn clear_stray(&mut self, frame: u32) -> u64 {
+    /// Frames that belong to no space and are not `Present`.
+    fn strays(&self) -> Vec<u32> {
+        let in_space = |frame: u64| {
+            let covers = |space: &Space| u64::from(space.first_frame) <= frame && frame < space.end_frame();
+            self.spaces.iter().any(|(_, space)| covers(space))
+        };
+        (0..self.layout.frames)
+            .filter(|&frame| {
+                self.words.load(self.layout.entry(u64::from(frame))) != 0 && !in_space(u64::from(frame))
+            })
+            .collect()
+    }
+
+    fn clear_stray(&mut self, frame: u32) {
         let at = self.layout.entry(u64::from(frame));
         let word = self.words.load(at);
-        if word == 0 {
-            return 0;
-        }
         self.words.store(at, 0);
         if let Some(Entry::Mixed(map)) = Entry::decode(word) {
             self.maps.give(map);
         }
-        1
     }
 
     /// Counts everything anew and compares it with what is kept.
@@ -124,6 +130,10 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
             }
         }
         self.check_states()?;
+        if let Some(&frame) = self.strays().first() {
+            let word = self.words.load(self.layout.entry(u64::from(frame)));
+            return Err(LedgerError::Entry { frame, word }.into());
+        }
         if found != self.counts || layout::peek_counts(self.words.as_slice())? != self.counts {
             return Err(AuditError::Counts { kept: self.counts, found });
         }

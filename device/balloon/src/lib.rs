@@ -66,6 +66,9 @@ mod memory;
 mod pages;
 mod stats;
 
+#[cfg(test)]
+mod test;
+
 pub use anonymous::{AnonymousDiscarder, AnonymousError};
 pub use config::{Accepted, ConfigError, SharedConfig};
 pub use counters::Counters;

@@ -139,3 +139,98 @@ impl MemoryMap {
         Bytes(covered)
     }
 }
+
+#[cfg(test)]
+mod test {
+    use std::sync::atomic::AtomicU64;
+
+    use plimsoll_frames::{Granule, Ledger, SpaceKey};
+    use plimsoll_units::PageCount;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn spaces() -> Vec<SpaceId> {
+        let words: Vec<_> = (0..Ledger::words_needed(4, 4).unwrap()).map(|_| AtomicU64::new(0)).collect();
+        let mut ledger = Ledger::format(words, 4, 4).unwrap();
+        let mut add =
+            |inode| ledger.add_space(SpaceKey { device: 0, inode }, PageCount(1), Granule::Page).unwrap();
+        vec![add(0), add(1)]
+    }
+
+    /// Regions one after the other, with gaps or none, mostly aligned to 1 KiB so that halves of pages occur.
+    fn regions() -> impl Strategy<Value = Vec<Region>> {
+        let part = (prop_oneof![Just(0u64), 0u64..12], 1u64..40, 0usize..2, 0u64..40);
+        prop::collection::vec(part, 0..6).prop_map(|parts| {
+            let spaces = spaces();
+            let mut at = 1 << 20;
+            let mut regions = Vec::new();
+            for (gap, len, space, offset) in parts {
+                let gpa = at + (gap << 10);
+                at = gpa + (len << 10);
+                let (len, offset) = (Bytes::kib(len), Bytes::kib(offset));
+                regions.push(Region { gpa: Gpa(gpa), len, space: spaces[space], offset });
+            }
+            regions
+        })
+    }
+
+    /// What the byte at an address is: its file and its place there.
+    fn byte(regions: &[Region], gpa: u64) -> Option<(usize, SpaceId, u64)> {
+        let at = regions.iter().position(|r| (r.gpa.0..r.gpa.0 + r.len.0).contains(&gpa))?;
+        let region = regions[at];
+        Some((at, region.space, gpa - region.gpa.0 + region.offset.0))
+    }
+
+    /// The page at an address, by looking at each KiB of it.
+    fn page(regions: &[Region], gpa: u64) -> Lookup {
+        let pieces: Vec<_> = (0..4).map(|n| byte(regions, gpa + n * 1024)).collect();
+        match pieces[0] {
+            _ if pieces.iter().all(Option::is_none) => Lookup::Outside,
+            Some((at, space, offset))
+                if offset.is_multiple_of(PAGE_SIZE)
+                    && pieces.iter().all(|piece| piece.is_some_and(|piece| piece.0 == at)) =>
+            {
+                Lookup::Page(space, offset / PAGE_SIZE)
+            }
+            Some(_) | None => Lookup::Straddles,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_page_is_what_its_bytes_are(mut regions in regions(), numbers in prop::collection::vec(250u64..330, 0..60)) {
+            let expected: Vec<_> = numbers.iter().map(|n| page(&regions, n * PAGE_SIZE)).collect();
+            regions.reverse();
+            let map = MemoryMap::new(regions).unwrap();
+            let found: Vec<_> = numbers.iter().map(|n| map.page(Gpa(n * PAGE_SIZE))).collect();
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn a_range_is_its_whole_pages(regions in regions(), start in 0u64..400, len in 0u64..400, odd in 0u64..1024) {
+            let (start, len) = ((1 << 20) + (start << 10) - 16384 + odd, len << 10);
+            let mut expected = Vec::new();
+            for gpa in (start.next_multiple_of(PAGE_SIZE)..(start + len) / PAGE_SIZE * PAGE_SIZE).step_by(4096) {
+                if let Lookup::Page(space, page) = page(&regions, gpa) {
+                    expected.push((space, page));
+                }
+            }
+            let map = MemoryMap::new(regions).unwrap();
+            let mut found = Vec::new();
+            let covered = map.range(Gpa(start), Bytes(len), |extent| {
+                found.extend((extent.first..extent.end()).map(|page| (extent.space, page)));
+            });
+            prop_assert_eq!(covered.pages_floor().0, u64::try_from(found.len()).unwrap());
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn regions_that_overlap_are_refused(mut regions in regions(), which in any::<prop::sample::Index>()) {
+            prop_assume!(!regions.is_empty());
+            let twice = regions[which.index(regions.len())];
+            regions.push(Region { gpa: Gpa(twice.gpa.0 + twice.len.0 - 1), ..twice });
+            prop_assert!(matches!(MemoryMap::new(regions), Err(MapError::Overlap(..))));
+        }
+    }
+}
