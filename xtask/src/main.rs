@@ -1,3 +1,91 @@
-//! Every task of the repository: cargo xtask help.
+//! Every task of the repository: `cargo xtask help`.
+//!
+//! Place in the map: beside the workspace. It installs what the tests need, builds guest images with the testbed,
+//! and runs cargo. Nothing of Plimsoll depends on it.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod out;
+mod paths;
+mod run;
+mod setup;
+mod suite;
+mod unbuilt;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Tasks of the Plimsoll repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = false)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install or fetch what real guests need, and build their images
+    ///
+    /// Installs Debian packages (user-mode-linux, qemu-system-x86, busybox-static) when they are missing and this is
+    /// root, unpacks Debian's stock kernel below the target directory without installing it, builds the static
+    /// workload and the images of UML and QEMU guests. Says what it does. Repeating it does no harm.
+    Setup,
+    /// Show real guests unmanaged, then managed, side by side
+    Demo {
+        /// Arguments of the demonstration
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Set up, build, and run every test, real guests included
+    ///
+    /// Fast tests first, then documentation tests, then real guests, a few at a time. With cargo-nextest when it is
+    /// installed, else with cargo test. The end lists what could not run on this machine and why.
+    Test {
+        /// Leave out the tests that boot real guests of the testbed and end-to-end crates
+        #[arg(long)]
+        fast: bool,
+    },
+    /// Check format, lints and documentation, then run every test
+    Ci,
+    /// Run one published experiment
+    Experiment {
+        /// Its name and arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run one benchmark
+    Bench {
+        /// Its name and arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().task {
+        Task::Setup => setup::command(),
+        Task::Demo { .. } => unbuilt::demo(),
+        Task::Test { fast } => suite::test(fast),
+        Task::Ci => suite::ci(),
+        Task::Experiment { .. } => unbuilt::experiment(),
+        Task::Bench { .. } => unbuilt::bench(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            out::error(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -23,6 +23,11 @@ use rustix::process::{Pid, Signal};
 use crate::BedError;
 use crate::guard::{Process, ShmDir, TestCgroup};
 
+/// A command for `program`, inside the group when there is one.
+fn command_in(cgroup: Option<&TestCgroup>, program: &Path) -> Command {
+    cgroup.map_or_else(|| Command::new(program), |cgroup| cgroup.command(program))
+}
+
 /// How much of a console is shown when a guest is gone.
 const SHOWN_LINES: usize = 25;
 
@@ -40,13 +45,7 @@ pub struct Guest {
 
 impl Guest {
     /// Starts the program with its console on a FIFO and a log file of `dir`.
-    fn start(
-        name: &str,
-        mut command: Command,
-        ram: ram::Ram,
-        dir: ShmDir,
-        cgroup: Option<&TestCgroup>,
-    ) -> Result<Self, BedError> {
+    fn start(name: &str, mut command: Command, ram: ram::Ram, dir: ShmDir) -> Result<Self, BedError> {
         let (input, log) = (dir.path().join("console.in"), dir.path().join("console.log"));
         let console = Console::create(&input, &log)?;
         let open = |path: &Path, writing: bool| {
@@ -55,7 +54,7 @@ impl Guest {
         // The console holds both ends of the FIFO open, hence this does not wait for a writer.
         command.stdin(Stdio::from(open(&input, false)?));
         command.stdout(Stdio::from(open(&log, true)?)).stderr(Stdio::from(open(&log, true)?));
-        let process = Process::spawn(name, command, cgroup)?;
+        let process = Process::spawn(name, command)?;
         Ok(Self {
             name: name.to_owned(),
             pid: process.pid(),

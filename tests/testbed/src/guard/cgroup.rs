@@ -1,5 +1,6 @@
 //! A memory control group for the time of a test, of either version.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -92,21 +93,16 @@ impl TestCgroup {
         Ok(Numbers::read(self.path.join(file))?.get("oom_kill"))
     }
 
-    /// The same command, begun inside the group: a shell puts itself there and becomes the program.
-    pub(super) fn command_inside(&self, command: &Command) -> Command {
-        let mut inside = Command::new("/bin/sh");
-        inside.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(self.path.join("cgroup.procs"));
-        inside.arg(command.get_program()).args(command.get_args());
-        for (key, value) in command.get_envs() {
-            match value {
-                Some(value) => inside.env(key, value),
-                None => inside.env_remove(key),
-            };
-        }
-        if let Some(dir) = command.get_current_dir() {
-            inside.current_dir(dir);
-        }
-        inside
+    /// A command for `program` that begins inside the group: a shell puts itself there and becomes the program.
+    /// Arguments, environment and files are added to it as to any other command.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
+            .arg(self.path.join("cgroup.procs"))
+            .arg(program);
+        command
     }
 
     fn pick(&self, one: &'static str, two: &'static str) -> &'static str {
@@ -154,7 +150,6 @@ pub(super) fn parents() -> [PathBuf; 2] {
 
 #[cfg(test)]
 mod test {
-    use std::process::Command;
     use std::time::Duration;
 
     use plimsoll_units::Bytes;
@@ -168,9 +163,9 @@ mod test {
     fn a_process_starts_inside_and_goes_with_the_group() {
         let Some(()) = skip::unless_root("guard::cgroup") else { return };
         let cgroup = TestCgroup::create("unit", Bytes::mib(64)).expect("makes");
-        let mut command = Command::new("sleep");
-        command.arg("600").env("SOME", "thing");
-        let mut process = Process::spawn("sleeper", command, Some(&cgroup)).expect("starts");
+        let mut command = cgroup.command("sleep");
+        command.arg("600");
+        let mut process = Process::spawn("sleeper", command).expect("starts");
         let pid = process.pid().as_raw_nonzero().to_string();
         let inside = || {
             let members = std::fs::read_to_string(cgroup.path().join("cgroup.procs")).expect("reads");

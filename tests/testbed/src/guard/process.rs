@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Deed, TestCgroup, Undo, run_id};
+use super::{Deed, Undo, run_id};
 use crate::BedError;
 use crate::wait::poll_until;
 
@@ -27,16 +27,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`, in `cgroup` from its first instruction when one is given.
+    /// Starts `command`. For one that begins inside a control group see [`super::TestCgroup::command`].
     ///
     /// # Errors
     /// [`BedError::Io`] naming the program when it cannot be started.
-    pub fn spawn(name: &str, command: Command, cgroup: Option<&TestCgroup>) -> Result<Self, BedError> {
+    pub fn spawn(name: &str, mut command: Command) -> Result<Self, BedError> {
         let program = command.get_program().to_owned();
-        let mut command = match cgroup {
-            Some(cgroup) => cgroup.command_inside(&command),
-            None => command,
-        };
         command.env(RUN_VARIABLE, run_id()).process_group(0);
         let started = command.spawn();
         // What was handed to the child is its own: a pipe's other end must not stay open here.
@@ -125,7 +121,7 @@ mod test {
     fn a_dropped_process_takes_its_group_along() {
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 600 & exec sleep 600"]);
-        let process = Process::spawn("sleepers", command, None).expect("starts");
+        let process = Process::spawn("sleepers", command).expect("starts");
         let two = || {
             let found = leftovers(run_id());
             if found.iter().filter(|line| line.contains("sleep 600")).count() == 2 {
@@ -151,15 +147,14 @@ mod test {
     fn an_exit_is_seen_with_its_code() {
         let mut command = Command::new("sh");
         command.args(["-c", "exit 7"]);
-        let mut process = Process::spawn("seven", command, None).expect("starts");
+        let mut process = Process::spawn("seven", command).expect("starts");
         let status = process.wait_exit(Duration::from_secs(10)).expect("ends");
         assert_eq!(status.code(), Some(7));
     }
 
     #[test]
     fn a_missing_program_is_named() {
-        let error =
-            Process::spawn("x", Command::new("/no/such"), None).expect_err("there is none").to_string();
+        let error = Process::spawn("x", Command::new("/no/such")).expect_err("there is none").to_string();
         assert!(error.starts_with("cannot run /no/such: "), "{error}");
     }
 }

@@ -1,14 +1,13 @@
 //! QEMU: a guest with Debian's stock kernel, under software emulation or KVM.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use plimsoll_units::Bytes;
 
-use super::Guest;
 use super::ram::Ram;
+use super::{Guest, command_in};
 use crate::guard::{ShmDir, TestCgroup};
 use crate::images::{self, Image};
 use crate::{BedError, paths};
@@ -103,9 +102,9 @@ impl<'a> QemuSpec<'a> {
     /// [`BedError::Missing`] without QEMU, [`BedError::Io`] when it cannot be started.
     pub fn launch(self) -> Result<Guest, BedError> {
         let dir = ShmDir::create(self.name)?;
-        let mut command = Command::new(paths::program("qemu-system-x86_64", QEMU_PACKAGE)?);
+        let mut command = command_in(self.cgroup, &paths::program("qemu-system-x86_64", QEMU_PACKAGE)?);
         command.args(self.all_arguments(dir.path()));
-        Guest::start(self.name, command, Ram::Memfd, dir, self.cgroup)
+        Guest::start(self.name, command, Ram::Memfd, dir)
     }
 
     fn all_arguments(&self, dir: &Path) -> Vec<String> {

@@ -1,13 +1,12 @@
 //! User Mode Linux: a guest that is an ordinary process.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use plimsoll_units::Bytes;
 
-use super::Guest;
 use super::ram::Ram;
+use super::{Guest, command_in};
 use crate::BedError;
 use crate::guard::{ShmDir, TestCgroup};
 use crate::images::Image;
@@ -66,13 +65,13 @@ impl<'a> UmlSpec<'a> {
     /// [`BedError::Io`] when it cannot be started.
     pub fn launch(self) -> Result<Guest, BedError> {
         let dir = ShmDir::create(self.name)?;
-        let mut command = Command::new(&self.image.kernel);
+        let mut command = command_in(self.cgroup, &self.image.kernel);
         // Its memory becomes a file without a name in TMPDIR; on a tmpfs, holes punched into it free memory.
         command
             .env("TMPDIR", dir.path())
             .args(self.arguments())
             .arg(format!("uml_dir={}", dir.path().display()));
-        Guest::start(self.name, command, Ram::UnnamedIn(dir.path().to_owned()), dir, self.cgroup)
+        Guest::start(self.name, command, Ram::UnnamedIn(dir.path().to_owned()), dir)
     }
 
     fn arguments(&self) -> Vec<String> {

@@ -1,0 +1,18 @@
+//! Tasks whose place is kept: each says that it does not exist yet, and fails.
+
+use anyhow::{Result, bail};
+
+/// `cargo xtask demo`.
+pub(crate) fn demo() -> Result<()> {
+    bail!("there is no demonstration yet; `cargo xtask test` shows what works")
+}
+
+/// `cargo xtask experiment`.
+pub(crate) fn experiment() -> Result<()> {
+    bail!("there are no experiments yet")
+}
+
+/// `cargo xtask bench`.
+pub(crate) fn bench() -> Result<()> {
+    bail!("there are no benchmarks yet")
+}
