@@ -9,13 +9,13 @@ pub struct Counters {
     pub deflated_pages: u64,
     /// Pages named by free page reports.
     pub reported_pages: u64,
-    /// Pages inflated or reported that were in that state already.
+    /// Pages named that were in that state already: inflated twice, or deflated without having been in the balloon.
     pub repeated_pages: u64,
     /// Statistics buffers.
     pub stats_buffers: u64,
     /// Discards carried out.
     pub discards: u64,
-    /// Bytes they covered.
+    /// Bytes they covered. A frame that is completed is discarded as a whole, what was discarded of it before included.
     pub discarded_bytes: u64,
     /// Whole 2 MiB frames they covered.
     pub whole_frames: u64,
@@ -36,7 +36,7 @@ pub struct Counters {
     pub ragged: u64,
     /// Descriptors that do not lie in the guest's memory from end to end.
     pub unreadable: u64,
-    /// Chains cut short because they name more than twice the pages the guest has.
+    /// Chains cut short because they name more than twice the pages the guest has, or more than 2^20.
     pub over_limit: u64,
     /// Statistics buffers with more entries than are read.
     pub stats_overlong: u64,

@@ -16,7 +16,8 @@
 //!   but by [`Balloon::unpin`], by that same promise.
 //! * **Everything is answered.** Whatever is wrong with a chain is counted in [`Counters`] and the chain completed, so that
 //!   no driver waits for ever. The one exception is the statistics buffer, which the device holds by design.
-//! * **A guest cannot make it panic, loop, or grow.** Work on a chain is bounded by twice the guest's pages.
+//! * **A guest cannot make it panic, loop, or grow.** A chain can name at most twice the guest's pages, and
+//!   2^20 in all; the rest of it is ignored.
 //!
 //! # What lasts
 //! Configuration ([`SharedConfig`]) and ledger live in words of the caller's. A device made anew over the same words, with

@@ -15,6 +15,10 @@ use crate::{Discarder, Lookup, MemoryMap};
 /// are joined to frames only within each batch (and, by the guest's promise, with all that came before).
 const BATCH: usize = 4096;
 
+/// Pages a chain may name at most, whatever the guest's size: 4 GiB, which is all that a chain of reports can hold (virtio
+/// 1.3, 2.7.5.2). It bounds the time that one chain of single page numbers can keep the device busy, to a second or two.
+const MAX_PAGES: u64 = 1 << 20;
+
 /// Bytes of page numbers read at a time.
 const PIECE: usize = 4096;
 
@@ -38,10 +42,10 @@ pub(crate) enum More {
 }
 
 impl Gathered {
-    /// Before each chain: what it may name in all. Twice the guest's pages, so that no honest chain is cut.
+    /// Before each chain: what it may name in all. Twice the guest's pages, so that no honest chain is cut, up to [`MAX_PAGES`].
     pub(crate) fn begin(&mut self, memory: &MemoryMap) {
         self.extents.clear();
-        self.budget = memory.pages().saturating_mul(2);
+        self.budget = memory.pages().saturating_mul(2).min(MAX_PAGES);
         self.any = false;
     }
 
@@ -162,5 +166,41 @@ impl Gathered {
             self.hand_on(event, engine);
         }
         More::Yes
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use plimsoll_frames::{Granule, Ledger, SpaceKey};
+    use plimsoll_units::PageCount;
+
+    use super::*;
+    use crate::Region;
+
+    fn budget_of(guest: Bytes) -> u64 {
+        let words: Vec<_> = (0..Ledger::words_needed(1, 0).unwrap()).map(|_| AtomicU64::new(0)).collect();
+        let mut ledger = Ledger::format(words, 1, 0).unwrap();
+        let space = ledger.add_space(SpaceKey { device: 0, inode: 0 }, PageCount(1), Granule::Page).unwrap();
+        let region = Region { gpa: Gpa(0), len: guest, space, offset: Bytes::ZERO };
+        let mut gathered = Gathered::default();
+        gathered.begin(&MemoryMap::new(vec![region]).unwrap());
+        gathered.budget
+    }
+
+    #[test]
+    fn a_chain_may_name_twice_the_guest_and_never_more_than_4_gib() {
+        assert_eq!(budget_of(Bytes::mib(512)), Bytes::gib(1).pages_floor().0);
+        assert_eq!(budget_of(Bytes::gib(2)), Bytes::gib(4).pages_floor().0);
+        assert_eq!(budget_of(Bytes::gib(4096)), Bytes::gib(4).pages_floor().0);
+    }
+
+    #[test]
+    fn a_budget_that_is_spent_stays_spent() {
+        let (mut gathered, mut counters) =
+            (Gathered { budget: 5, ..Gathered::default() }, Counters::default());
+        assert_eq!(gathered.spend(5, &mut counters), More::Yes);
+        assert_eq!(gathered.spend(0, &mut counters), More::Yes);
+        assert_eq!(gathered.spend(1, &mut counters), More::No);
+        assert_eq!(counters.over_limit, 1);
     }
 }
