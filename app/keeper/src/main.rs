@@ -1,3 +1,53 @@
-//! Holds a VM's front-end sockets while its back end may come and go.
+//! `plimsoll-keeper`: stands between a VM's front ends and its back end, so that the back end may die at any
+//! instant and no front end notices.
+//!
+//! Place in the map: a program of `app/`, one per VM. It reads vhost-user messages, all of them hostile, and
+//! nothing else of a guest's: it maps no guest memory and looks into no ring. It holds what must outlive a
+//! back end: the front ends' sockets and descriptors, the listening control socket (which it never reads), and
+//! the sealed shared memory in which rings, configuration and ledger stand.
+//!
+//! ```text
+//!   VMM ── DIR/balloon.sock ──> keeper ── socket pair ──> back end <── DIR/control.sock ── plimsolld
+//!                                  └───── shared memory ─────┘
+//! ```
+//!
+//! # A device's life
+//! * *Connected*: a request is checked, forwarded, answered; then remembered, if it set something.
+//! * *Back end dead*: another is started, the remembered requests are said again, then the one that was under way.
+//!   The front end waits a little longer, and that is all.
+//! * *Front end gone*: what it said is forgotten, the back end replaced by one that begins with a cleared memory. User
+//!   Mode Linux connects anew when its guest reboots.
+//! * *Given up*: after 5 deaths within 10 seconds. The front end's requests are answered as if all were well, the guest
+//!   goes on with the balloon it has; the control socket is gone.
+//!
+//! It ends when the VMM that connected first has ended, when none connects in time, and on SIGTERM or SIGINT. It
+//! takes its back end and its sockets along.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod back;
+mod device;
+mod events;
+mod front;
+mod keeper;
+mod link;
+mod offered;
+mod sockets;
+mod state;
+
+use anyhow::Context;
+use clap::Parser;
+
+use crate::args::Args;
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .init();
+    let name = args.name.clone();
+    keeper::Keeper::new(args)?.run().with_context(|| format!("the keeper of {name} has to give up"))
+}

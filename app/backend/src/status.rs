@@ -1,0 +1,64 @@
+//! Everything this process knows of its VM, in one answer.
+
+use plimsoll_api::control::{Counters, LedgerCounts, Status};
+use plimsoll_model::GuestStats;
+use plimsoll_units::Bytes;
+use plimsoll_vhost_user::Session;
+use plimsoll_vhost_user::layout::Layout;
+
+use crate::device::BalloonDevice;
+
+/// The device this process serves.
+const DEVICE: usize = 0;
+
+/// The queue whose running means that the driver is up.
+const INFLATE: u16 = 0;
+
+pub(crate) fn status(session: &Session<BalloonDevice>, layout: &Layout, maxmem: Bytes) -> Status {
+    let device = session.device();
+    let balloon = device.balloon();
+    let counts = balloon.ledger().counts();
+    let age = device.stats_at().map_or(0, |at| at.elapsed().as_millis());
+    Status {
+        epoch: layout.epoch(),
+        generation: layout.generation(DEVICE),
+        connected: layout.is_connected(DEVICE),
+        driver_ready: session.is_running(INFLATE),
+        maxmem,
+        num_pages: balloon.config().num_pages(),
+        actual: balloon.config().actual(),
+        stats: device.stats_at().map(|_| stats(&balloon.stats().values)),
+        stats_age_ms: u64::try_from(age).unwrap_or(u64::MAX),
+        resident: Bytes(session.memory().map_or(0, |memory| memory.resident())),
+        ledger: LedgerCounts {
+            present: counts.present,
+            ballooned: counts.ballooned,
+            reported: counts.reported,
+        },
+        counters: counters(balloon.counters(), session.breaks()),
+    }
+}
+
+fn stats(values: &[Option<u64>; 16]) -> GuestStats {
+    let mut stats = GuestStats::default();
+    for (tag, value) in (0u16..).zip(values) {
+        if let Some(value) = value {
+            stats.set_tag(tag, *value);
+        }
+    }
+    stats
+}
+
+fn counters(counters: &plimsoll_balloon::Counters, breaks: u64) -> Counters {
+    Counters {
+        inflated_pages: counters.inflated_pages,
+        deflated_pages: counters.deflated_pages,
+        reported_pages: counters.reported_pages,
+        discards: counters.discards,
+        discarded_bytes: counters.discarded_bytes,
+        whole_frames: counters.whole_frames,
+        bad_buffers: counters.bad_buffers().saturating_add(breaks),
+        bad_pages: counters.bad_pages(),
+        discard_errors: counters.discard_errors,
+    }
+}

@@ -1,0 +1,35 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use plimsoll_units::Bytes;
+
+/// Keeps the sockets of one VM's devices, whatever happens to the back end that serves them.
+///
+/// DIR gets `balloon.sock`, for the VMM (vhost-user), and `control.sock`, for plimsolld.
+#[derive(Debug, Clone, Parser)]
+#[command(version)]
+pub(crate) struct Args {
+    /// The VM's name, for logs.
+    #[arg(long)]
+    pub(crate) name: String,
+    /// Folder for the sockets; made if it is not there.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// The plimsoll-backend program.
+    #[arg(long)]
+    pub(crate) backend: PathBuf,
+    /// What the guest is told it has, in bytes or as 512M or 2G.
+    #[arg(long)]
+    pub(crate) maxmem: Bytes,
+    /// Pages of 4 KiB the guest is asked to give up from the beginning.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) initial_balloon: u64,
+    /// Seconds in which a VMM has to connect.
+    #[arg(long, default_value_t = 60)]
+    pub(crate) connect_timeout: u64,
+    /// Deaths of the back end within 10 seconds after which it is not started again.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) give_up_after: u32,
+}
