@@ -1,9 +1,9 @@
 //! Memory tables: several regions of one file, replaced at run time, and bad ones.
 
-use plimsoll_units::{PAGE_SIZE, PageCount};
+use plimsoll_units::{Bytes, PAGE_SIZE, PageCount};
 
 use super::rig::{BUFFERS, RAM, RAM_OFFSET, Rig, memfd};
-use crate::{Features, FileRegion, Lookup, MapError, ReplaceError, Role};
+use crate::{DiscardError, Discarder, Features, FileRegion, Lookup, MapError, MemoryMap, ReplaceError, Role};
 
 fn other_file(rig: &Rig, gpa: u64, pages: u64) -> FileRegion {
     let region = rig.region(gpa, 0, pages * PAGE_SIZE);
@@ -31,9 +31,13 @@ fn a_file_that_stays_keeps_its_states_and_one_that_goes_is_forgotten() {
     rig.device.replace_memory(table).unwrap();
     let counts = rig.device.ledger().counts();
     assert_eq!((counts.ballooned, counts.total()), (PageCount(100), PageCount(512 + 1024 + 512)));
+    let gone = rig.device.memory().regions()[0].space;
     let table = vec![other_file(&rig, 4 * RAM, 512)];
     rig.device.replace_memory(table).unwrap();
     assert_eq!(rig.device.ledger().counts().total(), PageCount(512));
+    // Its descriptor would keep all its memory alive.
+    let held = rig.device.discarder_mut().discard(gone, Bytes::ZERO, Bytes(PAGE_SIZE));
+    assert!(matches!(held, Err(DiscardError::UnknownSpace(_))));
     assert_eq!(rig.device.memory().page(plimsoll_units::Gpa(RAM)), Lookup::Outside);
     rig.device.ledger().audit().unwrap();
 }
@@ -63,4 +67,17 @@ fn a_bad_table_leaves_the_device_without_memory() {
     rig.device.replace_memory(good).unwrap();
     rig.name(Role::Inflate, [700]);
     assert_eq!(rig.lost(), [700]);
+}
+
+#[test]
+fn a_map_that_names_no_space_forgets_them_all() {
+    let mut rig = Rig::new(512, Features::DEFAULT);
+    let map = rig.device.memory().clone();
+    rig.name(Role::Inflate, [600]);
+    rig.device.set_memory(map);
+    assert_eq!(rig.device.ledger().counts().ballooned, PageCount(1));
+    rig.device.set_memory(MemoryMap::default());
+    assert_eq!(rig.device.ledger().spaces().count(), 0);
+    rig.name_anywhere();
+    assert_eq!(rig.lost(), [600]);
 }
