@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+use super::marked::{self, RUN_VARIABLE};
 use crate::paths;
 use crate::wait::poll_until;
 
@@ -18,6 +19,8 @@ const CGROUP_LIMIT: Duration = Duration::from_secs(10);
 pub enum Deed {
     /// A process group was started; undone by SIGKILL to all of it.
     Group(Pid),
+    /// Commands carry a mark; undone by SIGKILL to every process that has it.
+    Marked(String),
     /// A directory was made; undone by removing it with what is in it.
     Dir(PathBuf),
     /// A control group was made; undone by killing what is in it and removing it.
@@ -41,6 +44,7 @@ impl Deed {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
                 Err(error) => Err(error.into()),
             },
+            Self::Marked(mark) => marked::kill_all(mark),
             Self::Dir(path) => unless_gone(std::fs::remove_dir_all(path)),
             Self::Cgroup(path) => remove_cgroup(path),
             Self::Swap(path) => swap_off(path),
@@ -52,6 +56,12 @@ impl Deed {
     pub(super) fn shell(&self) -> String {
         match self {
             Self::Group(pid) => format!("kill -KILL -- -{}", pid.as_raw_nonzero()),
+            // -z: a line ends with NUL, as in an environment. Names of ours have no character that a pattern takes
+            // for another.
+            Self::Marked(mark) => format!(
+                "for e in $(grep -lz '^{RUN_VARIABLE}={mark}\\(-\\|$\\)' /proc/[0-9]*/environ 2>/dev/null); do \
+                 p=${{e#/proc/}}; kill -KILL ${{p%/environ}}; done"
+            ),
             Self::Dir(path) => format!("rm -rf {}", quoted(path)),
             Self::Cgroup(path) => format!(
                 "for i in 1 2 3 4 5 6 7 8 9 10; do for p in $(cat {0}/cgroup.procs); do kill -KILL $p; done; \

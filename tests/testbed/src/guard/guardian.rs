@@ -4,7 +4,9 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-/// Reads `add N COMMAND` and `done N`; at the end of its input it runs what was added and not done, last one first.
+use super::marked::RUN_VARIABLE;
+
+/// Reads `add N COMMAND` and `done N`; at the end of its input it runs `$1` and then what was added and not done, last one first.
 /// It ignores what ends a test, and is in a process group of its own, so that Ctrl-C does not reach it.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
@@ -15,6 +17,7 @@ while IFS= read -r line; do
         'done '*) unset "deed_${line#done }" ;;
     esac
 done
+sh -c "$1"
 for n in $list; do
     eval "deed=\${deed_$n-}"
     [ -z "$deed" ] || sh -c "$deed"
@@ -29,10 +32,12 @@ pub(super) struct Guardian {
 }
 
 impl Guardian {
-    /// Starts one for this process.
-    pub(super) fn start() -> io::Result<Self> {
+    /// Starts one for this process, which runs `first` before it undoes what is registered.
+    pub(super) fn start(first: &str) -> io::Result<Self> {
         let mut child = Command::new("/bin/sh")
-            .args(["-c", SCRIPT, "plimsoll-test-guardian"])
+            .args(["-c", SCRIPT, "plimsoll-test-guardian", first])
+            // Its own mark would be its end.
+            .env_remove(RUN_VARIABLE)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -65,7 +70,7 @@ mod test {
     fn at_the_end_it_undoes_what_was_not_done_last_first() {
         let dir = ShmDir::create("guardian").expect("a directory");
         let log = dir.path().join("log");
-        let mut guardian = Guardian::start().expect("starts");
+        let mut guardian = Guardian::start(&format!("echo first >> '{}'", log.display())).expect("starts");
         for id in [1, 2, 3, 10] {
             guardian.add(id, &format!("echo 'deed {id}' >> '{}'", log.display())).expect("listens");
         }
@@ -73,8 +78,8 @@ mod test {
         drop(guardian);
         let text = poll_until(Duration::from_secs(10), "three deeds undone", || {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
-            if text.lines().count() == 3 { Ok(text) } else { Err(text) }
+            if text.lines().count() == 4 { Ok(text) } else { Err(text) }
         });
-        assert_eq!(text.expect("in time"), "deed 10\ndeed 3\ndeed 1\n");
+        assert_eq!(text.expect("in time"), "first\ndeed 10\ndeed 3\ndeed 1\n");
     }
 }

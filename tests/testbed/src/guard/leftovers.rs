@@ -4,15 +4,18 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::{Deed, PREFIX, RUN_VARIABLE, cgroup, shm_dir, swap};
+use super::marked::RUN_VARIABLE;
+use super::{Deed, PREFIX, cgroup, shm_dir, swap};
 
-/// Every process, control group, swap file and directory whose name begins with `prefix`, in words.
+/// Every process, control group, swap file and directory whose name begins with `prefix` and goes on with a `-`, if
+/// it goes on, in words.
 ///
 /// `prefix` is [`super::PREFIX`] for all runs, [`super::run_id`] for this one. Processes are known by
-/// [`super::RUN_VARIABLE`] in their environment; those that are dead and only not yet waited for do not count.
+/// [`super::RUN_VARIABLE`] in their environment, which what they start inherits; those that are dead and only not yet waited for do not count.
 #[must_use]
 pub fn leftovers(prefix: &str) -> Vec<String> {
-    let mut found = processes(prefix);
+    let describe = |(pid, command): (u32, String)| format!("process {pid}: {command}");
+    let mut found: Vec<_> = marked_processes(prefix).into_iter().map(describe).collect();
     found.extend(deeds(prefix).iter().map(|deed| format!("{deed:?}")));
     found
 }
@@ -60,35 +63,43 @@ fn deeds(prefix: &str) -> Vec<Deed> {
 
 fn entries(dir: &Path, prefix: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    let ours = entries.flatten().filter(|entry| entry.file_name().as_bytes().starts_with(prefix.as_bytes()));
+    let ours = entries.flatten().filter(|entry| belongs(entry.file_name().as_bytes(), prefix));
     ours.map(|entry| entry.path()).collect()
 }
 
-fn processes(prefix: &str) -> Vec<String> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| *pid != std::process::id()).filter_map(|pid| describe_ours(pid, prefix)).collect()
+/// Whether a name is `prefix` or continues it with another part; `plimsoll-test-1-23` is no part of run `-1-2`.
+fn belongs(name: &[u8], prefix: &str) -> bool {
+    name.strip_prefix(prefix.as_bytes())
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"-") || prefix.ends_with('-'))
 }
 
-/// A live process of the run in words, `None` for any other.
-fn describe_ours(pid: u32, prefix: &str) -> Option<String> {
+/// Live processes whose mark begins with `prefix`, with their command lines.
+pub(super) fn marked_processes(prefix: &str) -> Vec<(u32, String)> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let others = pids.filter(|pid| *pid != std::process::id());
+    others.filter_map(|pid| Some((pid, command_of_marked(pid, prefix)?))).collect()
+}
+
+/// The command line of a live process with the mark, `None` for any other.
+fn command_of_marked(pid: u32, prefix: &str) -> Option<String> {
     // A dead one has no environment left to read.
     let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    let wanted = format!("{RUN_VARIABLE}={prefix}");
-    environ.split(|byte| *byte == 0).find(|variable| variable.starts_with(wanted.as_bytes()))?;
+    let variable = format!("{RUN_VARIABLE}=");
+    let mark = environ.split(|byte| *byte == 0).find_map(|pair| pair.strip_prefix(variable.as_bytes()))?;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    if matches!(stat_field(&stat, 3), Some("Z" | "X") | None) {
+    if !belongs(mark, prefix) || matches!(stat_field(&stat, 3), Some("Z" | "X") | None) {
         return None;
     }
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    Some(format!("process {pid}: {}", String::from_utf8_lossy(&command).replace('\0', " ").trim()))
+    Some(String::from_utf8_lossy(&command).replace('\0', " ").trim().to_owned())
 }
 
 #[cfg(test)]
 mod test {
     use std::path::Path;
 
-    use super::{leftovers, owner_is_gone, start_time, stat_field};
+    use super::{belongs, leftovers, owner_is_gone, start_time, stat_field};
     use crate::guard::{ShmDir, run_id};
 
     #[test]
@@ -109,6 +120,14 @@ mod test {
         assert!(!owner_is_gone(Path::new(&path(started))));
         assert!(owner_is_gone(Path::new(&path(started + 1))));
         assert!(!owner_is_gone(Path::new("/x/plimsoll-test-nonsense")));
+    }
+
+    #[test]
+    fn a_run_is_not_taken_for_another_with_a_longer_number() {
+        assert!(belongs(b"plimsoll-test-1-23", "plimsoll-test-1-23"));
+        assert!(belongs(b"plimsoll-test-1-23-0-x", "plimsoll-test-1-23"));
+        assert!(!belongs(b"plimsoll-test-1-234-0-x", "plimsoll-test-1-23"));
+        assert!(belongs(b"plimsoll-test-1-23-0-x", super::PREFIX));
     }
 
     #[test]

@@ -7,12 +7,10 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::marked::RUN_VARIABLE;
 use super::{Deed, Undo, run_id};
 use crate::BedError;
 use crate::wait::poll_until;
-
-/// The environment variable by which [`super::leftovers`] knows processes of a run.
-pub const RUN_VARIABLE: &str = "PLIMSOLL_TEST_RUN";
 
 /// How long a killed process may take to be gone.
 const DEATH_LIMIT: Duration = Duration::from_secs(10);
@@ -33,7 +31,10 @@ impl Process {
     /// [`BedError::Io`] naming the program when it cannot be started.
     pub fn spawn(name: &str, mut command: Command) -> Result<Self, BedError> {
         let program = command.get_program().to_owned();
-        command.env(RUN_VARIABLE, run_id()).process_group(0);
+        if !command.get_envs().any(|(name, _)| name == RUN_VARIABLE) {
+            command.env(RUN_VARIABLE, run_id());
+        }
+        command.process_group(0);
         let started = command.spawn();
         // What was handed to the child is its own: a pipe's other end must not stay open here.
         drop(command);

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::guardian::Guardian;
-use super::{Deed, leftovers};
+use super::{Deed, leftovers, run_id};
 use crate::BedError;
 
 /// The exit code after SIGINT or SIGTERM: 128 + SIGINT, as shells have it.
-const INTERRUPTED: i32 = 130;
+const EXIT_INTERRUPTED: i32 = 130;
 
 struct Registry {
     next: u64,
@@ -42,11 +43,15 @@ impl Undo {
     /// # Errors
     /// [`BedError::Io`] when the guardian cannot be started; then nothing is registered.
     pub fn register(deed: Deed) -> Result<Self, BedError> {
+        wait_for_the_end_when_interrupted();
         let mut registry = registry();
         if registry.guardian.is_none() {
             leftovers::undo_dead_runs();
             handle_signals().map_err(BedError::io("handle signals of", "this process"))?;
-            registry.guardian = Some(Guardian::start().map_err(BedError::io("run", "/bin/sh"))?);
+            // Also what was started by what a test started, and that nobody registered.
+            let unregistered = Deed::Marked(run_id().to_owned());
+            registry.guardian =
+                Some(Guardian::start(&unregistered.shell()).map_err(BedError::io("run", "/bin/sh"))?);
         }
         let id = registry.next;
         registry.next += 1;
@@ -60,7 +65,19 @@ impl Undo {
 
 impl Drop for Undo {
     fn drop(&mut self) {
+        wait_for_the_end_when_interrupted();
         undo(self.id);
+    }
+}
+
+/// Set once a signal said that this process shall end.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Keeps other threads from going on while the handler puts everything back: they would see their guests die, and
+/// might report that, or end the process as if all were well.
+fn wait_for_the_end_when_interrupted() {
+    while ENDING.load(Ordering::Acquire) {
+        std::thread::park();
     }
 }
 
@@ -92,9 +109,10 @@ fn handle_signals() -> std::io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     std::thread::Builder::new().name("undo on signal".into()).spawn(move || {
         if signals.forever().next().is_some() {
+            ENDING.store(true, Ordering::Release);
             complain("interrupted: putting everything back");
             undo_everything();
-            std::process::exit(INTERRUPTED);
+            std::process::exit(EXIT_INTERRUPTED);
         }
     })?;
     Ok(())
