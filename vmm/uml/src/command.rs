@@ -9,7 +9,7 @@ use std::{
 
 use plimsoll_units::Bytes;
 
-use crate::mconsole::mconsole_path;
+use crate::{UmlCommandError, mconsole::mconsole_path};
 
 /// A UML to be started. The fields are what was asked for; [`UmlCommand::build`] checks them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,57 +79,8 @@ pub struct Invocation {
     pub env: Vec<(OsString, OsString)>,
 }
 
-/// Why no command line can be made.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UmlCommandError {
-    /// The name.
-    #[error(
-        "`{0}` is no name for a UML: 1 to 63 letters, digits, `.`, `_` and `-`, not beginning with `.` or `-`"
-    )]
-    Umid(String),
-    /// A path that UML or the kernel would take for something else.
-    #[error("{what} {} has `{}` in it, which UML cannot be told; use another path", path.display(), char.escape_debug())]
-    Path {
-        /// What the path is for.
-        what: &'static str,
-        /// The path.
-        path: PathBuf,
-        /// The first offending character.
-        char: char,
-    },
-    /// A path of nothing.
-    #[error("{0} is an empty path")]
-    EmptyPath(&'static str),
-    /// A socket path that does not fit into an address (unix(7)).
-    #[error("the socket path {} has {} bytes; 107 is the most", path.display(), path.as_os_str().len())]
-    SocketPath {
-        /// The path.
-        path: PathBuf,
-    },
-    /// A size UML cannot have.
-    #[error("{0} is no memory size for a UML: at least 16M, in whole pages of 4096 bytes")]
-    Mem(Bytes),
-    /// Too many disks.
-    #[error("{0} disks; UML takes 8 at most")]
-    Disks(usize),
-    /// A word of `append` that is ours to say.
-    #[error("`{word}` cannot be appended: {key} is set from the VM's own settings")]
-    Reserved {
-        /// The word.
-        word: String,
-        /// The parameter.
-        key: &'static str,
-    },
-    /// A control character in `append`.
-    #[error("the text to append has a control character in it")]
-    Append,
-    /// More than the kernel takes.
-    #[error("the command line has {0} bytes; {LONGEST_COMMAND_LINE} is the most that UML takes")]
-    TooLong(usize),
-}
-
 /// `COMMAND_LINE_SIZE` of `arch/um` is 4096, with the final NUL; UML itself adds `root=98:0` (and a blank).
-const LONGEST_COMMAND_LINE: usize = 4096 - 1 - 10;
+pub(crate) const LONGEST_COMMAND_LINE: usize = 4096 - 1 - 10;
 
 /// The kernel itself needs some 12 MiB before there is an init.
 const LEAST_MEM: Bytes = Bytes::mib(16);

@@ -36,10 +36,12 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod error;
 mod mconsole;
 mod remains;
 mod wire;
 
-pub use command::{Console, HostFiles, Invocation, UmlCommand, UmlCommandError, VhostUserDevice};
+pub use command::{Console, HostFiles, Invocation, UmlCommand, VhostUserDevice};
+pub use error::UmlCommandError;
 pub use mconsole::{Mconsole, MconsoleError, mconsole_path, pid_path};
 pub use remains::{kill_remains, remains};
