@@ -168,6 +168,7 @@ impl Server {
         let (code, needs_reply) = (message.code, message.needs_reply());
         let request = Request::parse(message).context("the keeper sent what is no request")?;
         let content = request.code().is_some_and(Code::has_content);
+        tracing::trace!(?request, needs_reply, "asked");
         let answer = match self.session.request(request) {
             Ok(answer) => answer,
             Err(error) => {

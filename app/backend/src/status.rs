@@ -2,7 +2,7 @@
 
 use plimsoll_api::control::{Counters, LedgerCounts, Status};
 use plimsoll_model::GuestStats;
-use plimsoll_units::Bytes;
+use plimsoll_units::{Bytes, PageCount};
 use plimsoll_vhost_user::Session;
 use plimsoll_vhost_user::layout::Layout;
 
@@ -18,6 +18,9 @@ pub(crate) fn status(session: &Session<BalloonDevice>, layout: &Layout, maxmem: 
     let device = session.device();
     let balloon = device.balloon();
     let counts = balloon.ledger().counts();
+    // The ledger counts all of a backing file, which may have more in it than the guest's memory.
+    let given_up = counts.ballooned.0.saturating_add(counts.reported.0);
+    let present = PageCount(balloon.memory().pages().saturating_sub(given_up));
     let age = device.stats_at().map_or(0, |at| at.elapsed().as_millis());
     Status {
         epoch: layout.epoch(),
@@ -30,11 +33,7 @@ pub(crate) fn status(session: &Session<BalloonDevice>, layout: &Layout, maxmem: 
         stats: device.stats_at().map(|_| stats(&balloon.stats().values)),
         stats_age_ms: u64::try_from(age).unwrap_or(u64::MAX),
         resident: Bytes(session.memory().map_or(0, |memory| memory.resident())),
-        ledger: LedgerCounts {
-            present: counts.present,
-            ballooned: counts.ballooned,
-            reported: counts.reported,
-        },
+        ledger: LedgerCounts { present, ballooned: counts.ballooned, reported: counts.reported },
         counters: counters(balloon.counters(), session.breaks()),
     }
 }

@@ -21,8 +21,11 @@ use crate::front::{End, Front};
 use crate::link::Useless;
 use crate::sockets::{Folder, Socket};
 
-/// Memory that front ends show beside what the guest is told it has: firmware, video. The ledger has room for it.
-const BESIDE: Bytes = Bytes::mib(64);
+/// How much longer than the guest's memory its backing files may be: the ledger counts from a file's beginning. User Mode
+/// Linux puts its memory behind a gap as wide as its heap lies away from its program, which on x86-64 is random up
+/// to 1 GiB (arch/um/kernel/um_arch.c, `uml_reserved`; arch_randomize_brk). It costs 8 bytes for each 2 MiB, and 128 more
+/// of address space.
+const BESIDE: Bytes = Bytes::gib(2);
 
 /// The devices of a VM: for now its balloon, at this socket.
 const DEVICES: [&str; 1] = ["balloon.sock"];

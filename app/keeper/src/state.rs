@@ -17,6 +17,8 @@ pub(crate) struct State {
 /// Position in the order of saying it all again: the device's own first, then ring by ring.
 const FEATURES: (u32, u32) = (0, 0);
 const MEMORY: (u32, u32) = (0, 1);
+const KICK: u32 = 4;
+const ENABLE: u32 = 5;
 
 /// Where a request is kept, if it is.
 fn place(request: &Request) -> Option<(u32, u32)> {
@@ -27,8 +29,8 @@ fn place(request: &Request) -> Option<(u32, u32)> {
         Code::SetVringAddr => 1,
         Code::SetVringCall => 2,
         Code::SetVringErr => 3,
-        Code::SetVringKick => 4,
-        Code::SetVringEnable => 5,
+        Code::SetVringKick => KICK,
+        Code::SetVringEnable => ENABLE,
         Code::GetFeatures
         | Code::SetOwner
         | Code::ResetOwner
@@ -51,7 +53,10 @@ impl State {
     pub(crate) fn record(&mut self, request: &Request) {
         if let Request::GetVringBase { ring } = request {
             // The ring is stopped until it gets a new kick.
-            self.kept.remove(&(ring.saturating_add(1), 4));
+            self.kept.remove(&(ring.saturating_add(1), KICK));
+        }
+        if matches!(request, Request::SetFeatures(acked) if acked & F_PROTOCOL_FEATURES == 0) {
+            self.enable_by_kick();
         }
         if let Some(place) = place(request) {
             self.kept.insert(place, request.clone());
@@ -65,17 +70,19 @@ impl State {
         }
     }
 
+    /// Features without bit 30 were accepted: what rings were told before of enabling is void, and one that was disabled waits for
+    /// a new kick. See `plimsoll_vhost_user::Session`.
+    fn enable_by_kick(&mut self) {
+        for ring in (1u32..).take(MAX_RINGS) {
+            if let Some(Request::SetVringEnable { on: false, .. }) = self.kept.remove(&(ring, ENABLE)) {
+                self.kept.remove(&(ring, KICK));
+            }
+        }
+    }
+
     /// Everything, in an order in which it can be said to a back end that knows nothing.
     pub(crate) fn replay(&self) -> impl Iterator<Item = Request> {
-        self.kept.values().map(|request| {
-            if let Request::SetFeatures(acked) = request {
-                // User Mode Linux says it a second time without bit 30; the back end must know that protocol
-                // features are spoken, or it would take its rings for enabled.
-                Request::SetFeatures(acked | F_PROTOCOL_FEATURES)
-            } else {
-                request.clone()
-            }
-        })
+        self.kept.values().cloned()
     }
 }
 
@@ -116,7 +123,7 @@ mod test {
         state.record(&table(1));
         state.record(&table(2));
         state.record(&Request::SetConfig { offset: 4, flags: 0, bytes: vec![0; 4] });
-        state.record(&Request::SetFeatures(1));
+        state.record(&Request::SetFeatures(F_PROTOCOL_FEATURES));
         let order = [
             Code::SetVringNum,
             Code::SetVringAddr,
@@ -129,12 +136,15 @@ mod test {
             [(Code::SetFeatures, None), (Code::SetMemTable, None)].into_iter().chain(rings).collect();
         assert_eq!(codes(&state), want);
         let said: Vec<_> = state.replay().collect();
-        assert!(matches!(said[0], Request::SetFeatures(acked) if acked == 1 | F_PROTOCOL_FEATURES));
         assert!(matches!(&said[1], Request::SetMemTable(regions) if regions[0].0.guest == 2));
         assert!(matches!(said[2], Request::SetVringNum { num: 128, .. }));
 
         state.record(&Request::GetVringBase { ring: 0 });
         assert!(!codes(&state).contains(&(Code::SetVringKick, Some(0))));
+        state.record(&Request::SetVringEnable { ring: 0, on: false });
+        state.record(&Request::SetFeatures(1));
+        assert!(!codes(&state).iter().any(|(code, _)| *code == Code::SetVringEnable));
+        assert!(codes(&state).contains(&(Code::SetVringKick, Some(1))), "ring 1 goes on");
         state.refused(&table(3));
         assert!(!codes(&state).contains(&(Code::SetMemTable, None)));
     }

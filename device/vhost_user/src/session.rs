@@ -53,7 +53,6 @@ pub struct Session<D> {
     memory_limit: u64,
     acked: Option<u64>,
     protocol: u64,
-    speaks_protocol: bool,
     breaks: u64,
 }
 
@@ -99,7 +98,6 @@ impl<D: Device> Session<D> {
             memory_limit,
             acked: None,
             protocol: 0,
-            speaks_protocol: false,
             breaks: 0,
         }
     }
@@ -160,10 +158,7 @@ impl<D: Device> Session<D> {
             }
             Request::SetConfig { offset, bytes, .. } => self.device.write_config(offset, &bytes),
             Request::SetFeatures(acked) => self.set_features(acked)?,
-            Request::SetProtocolFeatures(features) => {
-                self.protocol = features;
-                self.speaks_protocol = true;
-            }
+            Request::SetProtocolFeatures(features) => self.protocol = features,
             Request::SetMemTable(table) => self.set_memory(table)?,
             Request::SetVringNum { ring, num } => self.resting(ring)?.set_size(ring, num)?,
             Request::SetVringAddr { ring, at } => self.resting(ring)?.at = Some(at),
@@ -267,8 +262,16 @@ impl<D: Device> Session<D> {
         if foreign != 0 {
             return Err(SessionError::Features(foreign));
         }
-        // User Mode Linux says it twice, the second time without bit 30; whoever once had it has it.
-        self.speaks_protocol |= acked & F_PROTOCOL_FEATURES != 0;
+        if acked & F_PROTOCOL_FEATURES == 0 {
+            // Rings are enabled from now on as soon as they have a kick (vhost-user.rst, "Ring states"). User Mode
+            // Linux says its features twice, the second time without bit 30, and relies on this; a ring
+            // that its last driver disabled waits for the kick of the next.
+            for slot in &mut self.rings {
+                if slot.enabled.take() == Some(false) {
+                    slot.kick = None;
+                }
+            }
+        }
         self.acked = Some(acked);
         self.device.set_features(acked & !F_PROTOCOL_FEATURES);
         Ok(())
@@ -335,8 +338,8 @@ impl<D: Device> Session<D> {
 
     fn is_runnable(&self, ring: u16) -> bool {
         let Some(slot) = self.rings.get(usize::from(ring)) else { return false };
-        // Without protocol features a ring is enabled as soon as it is set up (vhost-user.rst, "Ring states").
-        let enabled = slot.enabled.unwrap_or(!self.speaks_protocol);
+        let plain = self.acked.is_some_and(|acked| acked & F_PROTOCOL_FEATURES == 0);
+        let enabled = slot.enabled.unwrap_or(plain);
         let ready = slot.size != 0 && slot.at.is_some() && slot.kick.is_some() && !slot.broken;
         enabled && ready && self.memory.is_some() && self.acked.is_some()
     }

@@ -246,6 +246,32 @@ fn rings_stop_by_disable_and_by_asking_where_they_stand() {
 }
 
 #[test]
+fn rings_as_user_mode_linux_enables_and_disables_them() {
+    let mut guest = Guest::new();
+    let mut session = guest.session();
+    let both = F_VERSION_1 | F_PROTOCOL_FEATURES;
+    guest.begin(&mut session);
+    for ring in 0..2 {
+        session.request(Request::SetVringEnable { ring, on: false }).unwrap();
+    }
+    // Its next driver: features twice, everything anew, and never an "enable".
+    session.request(Request::SetFeatures(both)).unwrap();
+    session.request(Request::SetFeatures(F_VERSION_1)).unwrap();
+    assert!(!session.is_running(0), "the last driver's ring is not started by the next one's features");
+    session.request(Request::SetVringBase { ring: 0, base: 0 }).unwrap();
+    let kick = |ring: usize| Request::SetVringFd {
+        which: Code::SetVringKick,
+        ring: u32::try_from(ring).unwrap(),
+        fd: Some(Arc::clone(&guest.kick[ring])),
+    };
+    session.request(kick(0)).unwrap();
+    assert!(session.is_running(0) && !session.is_running(1));
+    guest.post(0, 4);
+    session.kicked(0);
+    assert_eq!(session.device().handled, [(0, 4)]);
+}
+
+#[test]
 fn memory_may_move_under_a_running_ring() {
     let mut guest = Guest::new();
     let mut session = guest.session();

@@ -1,0 +1,165 @@
+//! A keeper of the test's own, and a way to its back end.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use plimsoll_api::control::{Op, Outcome, Reply, Request, Status, VERSION};
+use plimsoll_testbed::guard::{Process, ShmDir};
+use plimsoll_testbed::wait::poll_until;
+use plimsoll_units::{BalloonSize, Bytes, PageCount};
+
+/// Longer than anything takes on a busy machine.
+pub const LIMIT: Duration = Duration::from_secs(10);
+
+/// The back end beside the keeper under test, built if the runner has not.
+pub fn backend() -> &'static Path {
+    static BACKEND: OnceLock<PathBuf> = OnceLock::new();
+    BACKEND.get_or_init(|| {
+        let keeper = Path::new(env!("CARGO_BIN_EXE_plimsoll-keeper"));
+        let profile = keeper.parent().unwrap();
+        if std::env::var_os("PLIMSOLL_BIN_DIR").is_none() {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["build", "--quiet", "--package", "plimsoll-backend", "--target-dir"]);
+            cargo.arg(profile.parent().unwrap());
+            if profile.ends_with("release") {
+                cargo.arg("--release");
+            }
+            assert!(cargo.status().unwrap().success(), "the back end does not build");
+        }
+        profile.join("plimsoll-backend")
+    })
+}
+
+/// A keeper in a folder of its own.
+pub struct Keeper {
+    pub process: Process,
+    dir: ShmDir,
+    log: PathBuf,
+}
+
+impl Keeper {
+    pub fn start(name: &str, maxmem: Bytes, more: &[&str]) -> Self {
+        Self::start_with(name, maxmem, backend(), more)
+    }
+
+    pub fn start_with(name: &str, maxmem: Bytes, backend: &Path, more: &[&str]) -> Self {
+        let dir = ShmDir::create(name).unwrap();
+        let log = dir.path().join("keeper.log");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll-keeper"));
+        command
+            .args(["--name", name, "--maxmem", &maxmem.0.to_string(), "--dir"])
+            .arg(dir.path())
+            .arg("--backend")
+            .arg(backend)
+            .args(more)
+            .env("RUST_LOG", "trace")
+            .env("NO_COLOR", "1")
+            .stderr(std::fs::File::create(&log).unwrap());
+        let process = Process::spawn(name, command).unwrap();
+        let keeper = Self { process, dir, log };
+        keeper.wait("a socket to connect to", |_| keeper.socket().exists().then_some(()));
+        keeper
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("balloon.sock")
+    }
+
+    pub fn control_socket(&self) -> PathBuf {
+        self.dir.path().join("control.sock")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        u32::try_from(self.process.pid().as_raw_nonzero().get()).unwrap()
+    }
+
+    /// Looks until it is there; tells what the keeper said if it does not come.
+    pub fn wait<T>(&self, what: &str, mut look: impl FnMut(&Self) -> Option<T>) -> T {
+        let found = poll_until(LIMIT, what, || look(self).ok_or_else(|| format!("{:?}", self.try_status())));
+        found.unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
+    }
+
+    /// One question on a connection of its own.
+    pub fn try_ask(&self, op: Op) -> std::io::Result<Reply> {
+        let mut socket = UnixStream::connect(self.control_socket())?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        let mut line = serde_json::to_vec(&Request { v: VERSION, id: 7, op }).unwrap();
+        line.push(b'\n');
+        socket.write_all(&line)?;
+        let mut answer = String::new();
+        if BufReader::new(socket).read_line(&mut answer)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(serde_json::from_str(&answer).unwrap())
+    }
+
+    /// Asks until a back end answers: it may just be dying.
+    pub fn ask(&self, op: Op) -> Status {
+        let reply = poll_until(LIMIT, "an answer", || self.try_ask(op).map_err(|error| error.to_string()));
+        match reply.unwrap_or_else(|error| panic!("{error}\n{}", self.log())).result {
+            Outcome::Ok(status) => *status,
+            Outcome::Error(error) => panic!("{op:?}: {error:?}"),
+        }
+    }
+
+    pub fn status(&self) -> Status {
+        self.ask(Op::Status)
+    }
+
+    pub fn try_status(&self) -> Option<Status> {
+        match self.try_ask(Op::Status).ok()?.result {
+            Outcome::Ok(status) => Some(*status),
+            Outcome::Error(_) => None,
+        }
+    }
+
+    pub fn set_balloon(&self, size: Bytes) -> Status {
+        self.ask(Op::SetBalloon { pages: BalloonSize(size.pages_floor()) })
+    }
+
+    /// The back end's process, if there is one.
+    pub fn back_end(&self) -> Option<u32> {
+        children(self.pid()).into_iter().next()
+    }
+
+    /// Kills the back end, if there is one.
+    pub fn kill_back_end(&self) -> bool {
+        let Some(pid) = self.back_end().and_then(|pid| i32::try_from(pid).ok()) else { return false };
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok()
+    }
+}
+
+pub fn pages(size: Bytes) -> BalloonSize {
+    BalloonSize(PageCount(size.0 / 4096))
+}
+
+/// The children of a process, from /proc/PID/task/PID/children.
+pub fn children(pid: u32) -> Vec<u32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Descriptors a process has open.
+pub fn open_files(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// Processor time a process has used, in clock ticks: fields 14 and 15 of /proc/PID/stat (proc(5)).
+pub fn ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after = stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned()).unwrap_or_default();
+    after.split_ascii_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum()
+}
