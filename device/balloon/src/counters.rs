@@ -34,9 +34,11 @@ pub struct Counters {
     pub wrong_direction: u64,
     /// Descriptors whose length is no multiple of the entry's.
     pub ragged: u64,
-    /// Descriptors that do not lie in the guest's memory from end to end.
+    /// Descriptors that do not lie in the guest's memory from end to end. After such a deflation the ledger is reset, since
+    /// the guest uses pages that nobody could read the numbers of.
     pub unreadable: u64,
     /// Chains cut short because they name more than twice the pages the guest has, or more than 2^20.
+    /// After such a deflation the ledger is reset, too.
     pub over_limit: u64,
     /// Statistics buffers with more entries than are read.
     pub stats_overlong: u64,

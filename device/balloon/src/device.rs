@@ -265,6 +265,11 @@ impl<W: AsRef<[AtomicU64]>, D: Discarder> Balloon<W, D> {
 
     fn finish(&mut self, event: Event) -> Outcome {
         self.gathered.hand_on(event, &mut self.engine);
+        if event == Event::Deflate && self.gathered.cut {
+            // The guest will take the answer for all the pages it named, and use them. Since nobody knows which they
+            // were, none may be thought to be in the balloon: a frame joined with one of them would be lost to it.
+            self.engine.ledger.reset();
+        }
         add(&mut self.engine.counters.empty_chains, u64::from(!self.gathered.any));
         DONE
     }

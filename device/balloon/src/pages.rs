@@ -30,6 +30,8 @@ pub(crate) struct Gathered {
     budget: u64,
     /// Whether the chain named any page at all.
     pub(crate) any: bool,
+    /// Whether the chain named pages that were not read.
+    pub(crate) cut: bool,
 }
 
 /// Whether to go on with a chain.
@@ -37,7 +39,7 @@ pub(crate) struct Gathered {
 pub(crate) enum More {
     /// Yes.
     Yes,
-    /// It has named more pages than any honest guest can.
+    /// It has named more pages than it may.
     No,
 }
 
@@ -47,6 +49,7 @@ impl Gathered {
         self.extents.clear();
         self.budget = memory.pages().saturating_mul(2).min(MAX_PAGES);
         self.any = false;
+        self.cut = false;
     }
 
     /// Adds pages, to the last extent where they touch it: drivers send runs, Linux' are mostly descending.
@@ -73,6 +76,7 @@ impl Gathered {
             }
             None => {
                 self.budget = 0;
+                self.cut = true;
                 add(&mut counters.over_limit, 1);
                 More::No
             }
@@ -112,6 +116,7 @@ impl Gathered {
             let Some(piece) = buffer.get_mut(..take) else { break };
             if memory.read_slice(piece, at).is_err() {
                 // Some of it may have been readable; a piece that is not there as a whole names nothing.
+                self.cut = true;
                 add(&mut engine.counters.unreadable, 1);
                 break;
             }

@@ -152,6 +152,22 @@ fn endless_chains_end() {
 }
 
 #[test]
+fn a_deflation_that_cannot_be_read_whole_empties_the_balloon() {
+    // The guest goes on as if it had taken its pages back, whichever they were.
+    let unreadable = (BUFFERS_END - 4, 8, 0);
+    let endless = (BUFFERS, 1 << 20, 0);
+    for buffer in [unreadable, endless] {
+        let mut rig = rig();
+        rig.name(Role::Inflate, 512..768);
+        (512..768).for_each(|page| rig.refill(page));
+        assert_eq!(rig.send(Role::Deflate, &[buffer]), DONE);
+        assert_eq!(rig.device.ledger().counts().ballooned, PageCount(0));
+        rig.name(Role::Inflate, 768..1024);
+        assert_eq!(rig.lost(), (768..1024).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn broken_indirect_tables_are_answered() {
     const INDIRECT: u16 = 4;
     let mut rig = rig();
