@@ -1,0 +1,112 @@
+//! `explain NAME`: why a VM has the memory it has, in sentences.
+
+use plimsoll_api::http::{Explain, HostView, Life, VmView};
+use plimsoll_model::{HostState, VmState};
+
+use super::size::short;
+use super::{clean, show, time};
+
+/// The whole answer.
+pub(crate) fn explain(told: &Explain, now_us: u64) -> String {
+    let (vm, host) = (&told.vm, &told.host);
+    let mut lines = vec![what(vm), format!("Why: {}.", clean(&vm.reason_text)), guest(vm), host_says(host)];
+    if let Some(problem) = &vm.problem {
+        lines.push(format!("Problem: {}.", clean(problem)));
+    }
+    lines.push(format!("What would change it: {}.", what_would_change(vm, host)));
+    match told.changes.split_first() {
+        None => lines.push("Its target has not changed since it was registered.".to_string()),
+        Some((last, earlier)) => {
+            lines.push(format!("Last change: {}.", show::change_line(last, now_us)));
+            if !earlier.is_empty() {
+                lines.push("Before that:".to_string());
+                lines.extend(earlier.iter().map(|change| format!("  {}", show::change_line(change, now_us))));
+            }
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+fn what(vm: &VmView) -> String {
+    let sizes = vm.sizes;
+    let held = if vm.hold.is_some() { ", where an operator holds it" } else { "" };
+    format!(
+        "{}'s target is {}{held}. It was told of {} (maxmem), is guaranteed {} (floor), and its baseline is {} (memory).",
+        vm.name,
+        vm.target,
+        sizes.maxmem(),
+        sizes.floor(),
+        sizes.memory()
+    )
+}
+
+fn guest(vm: &VmView) -> String {
+    let holds = format!("The guest holds {}", vm.actual);
+    let resident =
+        vm.resident.map_or(String::new(), |r| format!(" ({} of it in the host's memory)", short(r)));
+    let age = vm.stats_age_ms.map_or(String::new(), |ms| format!(", {} ago", time::span(ms)));
+    match vm.need {
+        Some(need) => format!(
+            "{holds}{resident}; by its own statistics{age} it needs {} and could spare {}.",
+            short(need),
+            short(vm.spare)
+        ),
+        None => format!("{holds}{resident}; it has sent no statistics, so nothing is known of its need."),
+    }
+}
+
+fn host_says(host: &HostView) -> String {
+    let state = match host.state {
+        HostState::Ample => "The host has room",
+        HostState::Tight => "The host is tight: guests want more than is free",
+        HostState::Short => "The host is short of memory",
+    };
+    let waiting = match host.waiting.0 {
+        0 => String::new(),
+        _ => format!("; distressed guests wait for {}", short(host.waiting)),
+    };
+    format!(
+        "{state}: {} of a budget of {} is claimed, {} is available{waiting}.",
+        short(host.claimed),
+        short(host.sample.budget),
+        short(host.sample.available)
+    )
+}
+
+fn what_would_change(vm: &VmView, host: &HostView) -> String {
+    let (name, sizes) = (&vm.name, vm.sizes);
+    match vm.life {
+        Life::Gone => return format!("nothing, its VMM has ended; `plimsoll stop {name}` clears it away"),
+        Life::Unprotected => {
+            return format!(
+                "nothing while its keeper is gone; `plimsoll stop {name}` and a new `plimsoll run` make it whole"
+            );
+        }
+        Life::Stopping => return "nothing, it is being stopped".to_string(),
+        Life::Starting => return "its VMM's first answer".to_string(),
+        Life::Running | Life::Unreachable => {}
+    }
+    match vm.state {
+        VmState::Held => format!("`plimsoll release {name}`, or another `plimsoll hold {name} SIZE`"),
+        VmState::NoDriver => "the guest's loading its balloon driver (virtio_balloon)".to_string(),
+        VmState::Unreachable => {
+            format!("an answer from its VMM; `plimsoll events {name}` tells since when there is none")
+        }
+        VmState::Stuck => {
+            "the guest's giving up pages when it is asked again; a guest short of memory, or one whose driver hangs, cannot"
+                .to_string()
+        }
+        VmState::Distressed if vm.target.0 >= sizes.maxmem() => {
+            format!("only a larger --maxmem when it is started next: it has all of {}", sizes.maxmem())
+        }
+        VmState::Distressed if host.waiting.0 > 0 => format!(
+            "memory given up by others (lower their `memory=`, release holds, stop one), or a larger budget: {} is waited for",
+            short(host.waiting)
+        ),
+        VmState::Distressed | VmState::Ok => format!(
+            "distress of the guest raises it at once, up to {}; need of the host or of other guests lowers it, never below {}; `plimsoll set {name} memory=SIZE` moves its baseline, `plimsoll hold {name} SIZE` pins it",
+            sizes.maxmem(),
+            sizes.floor()
+        ),
+    }
+}
