@@ -79,8 +79,8 @@ impl Suite {
             all.args(["--exclude", name]);
         }
         self.run_tests("tests", runner, all);
-        let mut doc = Runner::Cargo.command();
-        doc.args(["--workspace", "--doc"]);
+        let mut doc = Runner::doc_command();
+        doc.arg("--workspace");
         self.run_tests("documentation tests", Runner::Cargo, doc);
         if !fast {
             let mut guests = runner.command();

@@ -7,7 +7,7 @@
 //! (The kernel's parent-death signal would not do: it reaches a UML guest's main process only, and its helpers go
 //! on and keep the guest's memory.)
 //!
-//! Everything carries the [`run_id`] in its name, so [`leftovers`] can tell whether anything remains.
+//! Everything carries the [`run_id`] in its name, so [`leftovers()`] can tell whether anything remains.
 
 mod cgroup;
 mod deed;

@@ -23,15 +23,16 @@ impl Runner {
 
     /// The command that runs tests; one that fails does not keep others from running.
     pub(crate) fn command(self) -> Command {
-        let mut command = run::cargo();
         match self {
-            Self::Nextest => command.args(["nextest", "run", "--no-fail-fast", "--no-tests=pass"]),
-            Self::Cargo => command.args(["test", "--no-fail-fast"]),
-        };
-        if out::is_terminal() {
-            command.args(["--color", "always"]);
+            Self::Nextest => coloured(&["nextest", "run", "--no-fail-fast", "--no-tests=pass"]),
+            // All but the documentation's, which have a step of their own.
+            Self::Cargo => coloured(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"]),
         }
-        command
+    }
+
+    /// The command that runs documentation tests, which cargo alone can.
+    pub(crate) fn doc_command() -> Command {
+        coloured(&["test", "--no-fail-fast", "--doc"])
     }
 
     /// Runs at most so many at once. To be called after all other arguments.
@@ -62,6 +63,15 @@ impl Runner {
             }
         }
     }
+}
+
+fn coloured(arguments: &[&str]) -> Command {
+    let mut command = run::cargo();
+    command.args(arguments);
+    if out::is_terminal() {
+        command.args(["--color", "always"]);
+    }
+    command
 }
 
 /// The number before a word, in `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.

@@ -50,7 +50,7 @@ impl Marked {
         command.env(RUN_VARIABLE, &self.mark)
     }
 
-    /// The mark, for [`super::leftovers`].
+    /// The mark, for [`super::leftovers()`].
     #[must_use]
     pub fn mark(&self) -> &str {
         &self.mark
