@@ -1,0 +1,188 @@
+//! A back end of straw: the real control protocol on a real socket, in front of a guest that is a few numbers.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use plimsoll_api::control::{ErrorKind, Op, Reply, Request, Status};
+use plimsoll_model::GuestStats;
+use plimsoll_units::{BalloonSize, Bytes, PageCount};
+
+/// How it answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manner {
+    Proper,
+    /// Reads and says nothing.
+    Silent,
+    /// Says something else.
+    Garbage,
+    /// Says very much that nobody asked for.
+    Flood,
+    /// Refuses every target.
+    Refusing,
+}
+
+/// The guest.
+#[derive(Clone, Debug)]
+pub(crate) struct Guest {
+    pub(crate) manner: Manner,
+    pub(crate) status: Status,
+    /// What its programs use; the rest of what it holds is available.
+    pub(crate) used: Bytes,
+    /// How far its balloon moves in a second.
+    pub(crate) rate: Bytes,
+    moved: Instant,
+    /// Requests answered.
+    pub(crate) requests: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Backend {
+    pub(crate) path: PathBuf,
+    listener: UnixListener,
+    guest: Arc<Mutex<Guest>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Backend {
+    /// A back end at `dir/name.sock` for a guest that was told it has `maxmem` MiB and uses `used` MiB.
+    pub(crate) fn start(dir: &Path, name: &str, maxmem: u64, used: u64) -> Self {
+        let status = Status {
+            epoch: 1,
+            generation: 1,
+            connected: true,
+            driver_ready: true,
+            maxmem: Bytes::mib(maxmem),
+            ..Status::default()
+        };
+        let guest = Guest {
+            manner: Manner::Proper,
+            status,
+            used: Bytes::mib(used),
+            rate: Bytes::gib(4),
+            moved: Instant::now(),
+            requests: 0,
+        };
+        Self::serve(dir.join(format!("{name}.sock")), Arc::new(Mutex::new(guest)))
+    }
+
+    fn serve(path: PathBuf, guest: Arc<Mutex<Guest>>) -> Self {
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let accepting = listener.try_clone().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (theirs, stopped) = (Arc::clone(&guest), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            while let Ok((stream, _)) = accepting.accept() {
+                converse(&stream, &theirs, &stopped);
+            }
+        });
+        Self { path, listener, guest, stop, thread: Some(thread) }
+    }
+
+    pub(crate) fn guest(&self) -> MutexGuard<'_, Guest> {
+        self.guest.lock().unwrap()
+    }
+
+    /// Dies, and comes back with the same guest and the next epoch.
+    pub(crate) fn restart(self) -> Self {
+        let (path, guest) = (self.path.clone(), Arc::clone(&self.guest));
+        drop(self);
+        guest.lock().unwrap().status.epoch += 1;
+        Self::serve(path, guest)
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // Wakes it out of accept, also when the socket's file is gone already.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        let _ = self.thread.take().unwrap().join();
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Serves one connection until the other side hangs up.
+fn converse(stream: &UnixStream, guest: &Mutex<Guest>, stop: &AtomicBool) {
+    stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    while !stop.load(Ordering::SeqCst) {
+        match reader.read_line(&mut line) {
+            Ok(0) => return,
+            Ok(_) => {}
+            // What was read of a line so far stays in `line`.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Err(_) => return,
+        }
+        let request: Request = serde_json::from_str(&line).unwrap();
+        line.clear();
+        let answer = guest.lock().unwrap().answer(&request);
+        let mut writer = stream;
+        if answer.is_some_and(|bytes| writer.write_all(&bytes).is_err()) {
+            return;
+        }
+    }
+}
+
+impl Guest {
+    fn answer(&mut self, request: &Request) -> Option<Vec<u8>> {
+        self.requests += 1;
+        let reply = match (self.manner, request.op) {
+            (Manner::Silent, _) => return None,
+            (Manner::Garbage, _) => return Some(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()),
+            (Manner::Flood, _) => return Some(self.line(&Reply::ok(0, self.status.clone())).repeat(2000)),
+            (Manner::Refusing, Op::SetBalloon { .. }) => {
+                Reply::error(request.id, ErrorKind::OutOfRange, "not today")
+            }
+            (Manner::Proper | Manner::Refusing, op) => {
+                self.go_on();
+                if let Op::SetBalloon { pages } = op {
+                    self.status.num_pages = pages;
+                }
+                Reply::ok(request.id, self.status.clone())
+            }
+        };
+        Some(self.line(&reply))
+    }
+
+    fn line(&self, reply: &Reply) -> Vec<u8> {
+        let mut line = serde_json::to_vec(reply).unwrap();
+        line.push(b'\n');
+        line
+    }
+
+    /// The balloon goes on towards its size.
+    fn go_on(&mut self) {
+        let millis = u64::try_from(self.moved.elapsed().as_millis()).unwrap();
+        let most = self.rate.scale(millis, 1000).pages_floor().0;
+        if most > 0 {
+            self.moved = Instant::now();
+        }
+        let (now, goal) = (self.status.actual.0.0, self.status.num_pages.0.0);
+        let next = if goal > now { goal.min(now + most) } else { goal.max(now.saturating_sub(most)) };
+        if self.status.driver_ready {
+            self.status.actual = BalloonSize(PageCount(next));
+        }
+        let holds = self.status.maxmem.minus(self.status.actual.0.bytes());
+        self.status.resident = self.used.min(holds);
+        self.status.stats_age_ms = 0;
+        self.status.stats = self.status.driver_ready.then(|| GuestStats {
+            available: Some(holds.minus(self.used)),
+            free: Some(holds.minus(self.used)),
+            total: Some(holds),
+            ..GuestStats::default()
+        });
+    }
+}
