@@ -28,6 +28,15 @@ fn command_in(cgroup: Option<&TestCgroup>, program: &Path) -> Command {
     cgroup.map_or_else(|| Command::new(program), |cgroup| cgroup.command(program))
 }
 
+/// The memory the host has given to a guest that somebody else started: its QEMU's memfd, or, when `uml_tmpdir` is
+/// given, the nameless file in that directory which is its User Mode Linux' memory. Counted by the host's file system.
+///
+/// # Errors
+/// [`BedError::Io`] when the process is gone, [`BedError::Unsupported`] when it has no such file.
+pub fn resident(pid: Pid, uml_tmpdir: Option<&Path>) -> Result<Bytes, BedError> {
+    uml_tmpdir.map_or(ram::Ram::Memfd, |dir| ram::Ram::UnnamedIn(dir.to_owned())).resident(pid)
+}
+
 /// How much of a console is shown when a guest is gone.
 const SHOWN_LINES: usize = 25;
 

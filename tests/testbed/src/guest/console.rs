@@ -167,13 +167,20 @@ impl Console {
     /// # Errors
     /// [`BedError::Wait`] when none comes within `limit`.
     pub fn ask(&self, command: &str, limit: Duration) -> Result<Reply, BedError> {
-        let pending = self.begin(command)?;
-        self.wait(&pending, limit, &|| None).map_err(|silence| match silence {
+        self.answer(&self.begin(command)?, limit)
+    }
+
+    /// Waits for the answer to a command, be it good or bad.
+    ///
+    /// # Errors
+    /// [`BedError::Wait`] when none comes within `limit`.
+    pub fn answer(&self, pending: &Pending, limit: Duration) -> Result<Reply, BedError> {
+        self.wait(pending, limit, &|| None).map_err(|silence| match silence {
             Silence::Late(error) => error.into(),
             Silence::Io(error) => error,
             Silence::Gone(how) => BedError::Gone {
                 guest: self.log_path.display().to_string(),
-                during: format!("it was asked `{command}`"),
+                during: format!("it was asked `{}`", pending.command()),
                 how,
                 console: self.tail(super::SHOWN_LINES),
             },
