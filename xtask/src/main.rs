@@ -4,6 +4,7 @@
 //! and runs cargo. Nothing of Plimsoll depends on it.
 #![forbid(unsafe_code)]
 
+mod demo;
 mod out;
 mod paths;
 mod run;
@@ -32,11 +33,12 @@ enum Task {
     /// workload and the images of UML and QEMU guests. Says what it does. Repeating it does no harm.
     Setup,
     /// Show real guests unmanaged, then managed, side by side
-    Demo {
-        /// Arguments of the demonstration
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
-    },
+    ///
+    /// Boots six User Mode Linux guests in one memory cgroup, together told of twice its limit. By turns two of them
+    /// fill memory, check every byte of it and free it again, so that what lives at one moment is at most 0.8 of
+    /// the limit. First without Plimsoll, then with it; counted by the kernel. Swap is needed: the host's own, or
+    /// a temporary file. Everything is put back, also after Ctrl-C.
+    Demo(demo::Options),
     /// Set up, build, and run every test, real guests included
     ///
     /// Fast tests first, then documentation tests, then real guests, a few at a time. With cargo-nextest when it is
@@ -65,7 +67,7 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Setup => setup::command(),
-        Task::Demo { .. } => unbuilt::demo(),
+        Task::Demo(options) => demo::command(&options),
         Task::Test { fast } => suite::test(fast),
         Task::Ci => suite::ci(),
         Task::Experiment { .. } => unbuilt::experiment(),

@@ -2,11 +2,6 @@
 
 use anyhow::{Result, bail};
 
-/// `cargo xtask demo`.
-pub(crate) fn demo() -> Result<()> {
-    bail!("there is no demonstration yet; `cargo xtask test` shows what works")
-}
-
 /// `cargo xtask experiment`.
 pub(crate) fn experiment() -> Result<()> {
     bail!("there are no experiments yet")

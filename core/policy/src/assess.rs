@@ -18,6 +18,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) available: Bytes,
     /// The sign of distress that is in force.
     pub(crate) signal: Option<Signal>,
+    /// It was in distress a moment ago and has plenty now: it may give, but is asked last, and is not moved slowly.
+    pub(crate) eased: bool,
     /// The target as it stands, changed as decisions fall.
     pub(crate) target: Bytes,
     pub(crate) reason: Reason,
@@ -41,6 +43,7 @@ impl<'a> Vm<'a> {
             need: None,
             available: Bytes::ZERO,
             signal: None,
+            eased: false,
             target: sizes.clamp(sample.target.0).0,
             reason: Reason::Steady,
         };
@@ -125,11 +128,23 @@ impl<'a> Vm<'a> {
         }
         match self.history.distress {
             Some((at, signal)) if now.millis_since(at) <= config.distress_quiet_ms => {
-                self.signal = Some(signal)
+                self.eased = self.has_plenty_since(at, signal, config);
+                self.signal = (!self.eased).then_some(signal);
             }
             Some(_) => self.history.distress = None,
             None => {}
         }
+    }
+
+    /// Whether statistics that came after a sign of distress show twice the headroom that a guest is left with.
+    /// A guest that has just freed its memory must not keep it from others until the quiet time is over.
+    /// One whose kernel killed for want of memory has plenty because of that; it gets its quiet time.
+    fn has_plenty_since(&self, at: MonoTime, signal: Signal, config: &Config) -> bool {
+        let Some(need) = self.need else { return false };
+        let headroom = need.minus(self.sample.actual.0.minus(self.available));
+        let later = self.history.stats.is_some_and(|(came, _)| came > at);
+        let margin = config.distress_margin(self.sample.actual.0);
+        later && signal != Signal::OomKill && self.available >= headroom.plus(headroom).max(margin)
     }
 
     /// Judges by rate whether a guest that was asked to move does so.

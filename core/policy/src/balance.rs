@@ -119,7 +119,13 @@ impl<'c> Balance<'c> {
     pub(crate) fn relieve_guests(&mut self, vms: &mut [Vm<'_>], lacking: Bytes, below_baseline: Bytes) {
         let coming = self.room.plus(self.in_flight);
         let gives = |spare: Bytes| Reason::GivesToOthers { lacking, spare };
-        self.take(vms, lacking.minus(coming), |vm| vm.spare(), gives);
+        let rest = self.take(
+            vms,
+            lacking.minus(coming),
+            |vm| if vm.eased { Bytes::ZERO } else { vm.spare() },
+            gives,
+        );
+        self.take(vms, rest, |vm| vm.spare(), gives);
         let coming = self.room.plus(self.in_flight);
         // A guest keeps its baseline whatever others lack, but no more than that while another is below its own.
         let back = |vm: &Vm<'_>| above(vm, vm.sample.sizes.memory());

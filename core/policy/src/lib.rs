@@ -143,7 +143,7 @@ fn slow_moves(balance: &mut Balance<'_>, vms: &mut [Vm<'_>], history: &mut Histo
         return;
     }
     history.slow_at = Some(now);
-    for vm in vms.iter_mut().filter(|vm| vm.state == VmState::Ok && !vm.history.seeks) {
+    for vm in vms.iter_mut().filter(|vm| vm.state == VmState::Ok && !vm.history.seeks && !vm.eased) {
         let Some(need) = vm.need else { continue };
         let memory = vm.sample.sizes.memory();
         let excess = vm.target.minus(memory.max(need));
@@ -162,7 +162,7 @@ fn slow_moves(balance: &mut Balance<'_>, vms: &mut [Vm<'_>], history: &mut Histo
         let wanted =
             vm.sample.sizes.memory().max(vm.need.unwrap_or(Bytes::ZERO)).min(vm.sample.sizes.maxmem());
         let distance = wanted.minus(vm.target);
-        if vm.state == VmState::Ok && distance >= config.least_move {
+        if vm.state == VmState::Ok && !vm.eased && distance >= config.least_move {
             vm.target.plus(step(distance, config.relax_share, dt_ms, config.least_move))
         } else {
             vm.target

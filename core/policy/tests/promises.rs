@@ -193,6 +193,37 @@ mod test {
     }
 
     #[test]
+    fn a_guest_that_has_freed_its_memory_gives_it_at_once_to_one_in_distress() {
+        let config = Config::default();
+        let mut history = History::default();
+        let (mut a, mut b) = (vm(1, M(64), M(128), M(512)), vm(2, M(64), M(128), M(512)));
+        a.target = MemTarget(M(384));
+        a.actual = MemTarget(M(384));
+        a.stats = stats(0, M(2));
+        b.stats = stats(0, M(60));
+        let first = plan_twice(&snapshot(0, M(512), vec![a.clone(), b.clone()]), &config, &mut history);
+        assert_eq!(first.verdicts[0].state, VmState::Distressed);
+        a.stats = stats(1000, M(300));
+        b.stats = stats(1000, M(1));
+        let plan = plan_twice(&snapshot(1000, M(512), vec![a.clone(), b.clone()]), &config, &mut history);
+        assert!(to(&plan, 1).is_some_and(|target| target < M(128)), "{plan:?}");
+        // While it had nothing to spare it gave nothing, and after an OOM kill it is left in peace for a while.
+        assert_eq!(to(&first, 1), None);
+        if let Some(s) = &mut a.stats {
+            s.stats.oom_kills = Some(1);
+        }
+        let mut history = History::default();
+        let mut before = a.clone();
+        before.stats = Some(StatsSample {
+            at: MonoTime(0),
+            stats: GuestStats { oom_kills: Some(0), ..before.stats.unwrap().stats },
+        });
+        plan_twice(&snapshot(0, M(512), vec![before, b.clone()]), &config, &mut history);
+        let plan = plan_twice(&snapshot(1000, M(512), vec![a, b]), &config, &mut history);
+        assert_eq!(plan.verdicts[0].state, VmState::Distressed, "{plan:?}");
+    }
+
+    #[test]
     fn memory_that_a_guest_takes_back_by_itself_is_distress() {
         let config = Config::default();
         let mut history = History::default();

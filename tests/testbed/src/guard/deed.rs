@@ -23,7 +23,8 @@ pub enum Deed {
     Marked(String),
     /// A directory was made; undone by removing it with what is in it.
     Dir(PathBuf),
-    /// A control group was made; undone by killing what is in it and removing it.
+    /// A control group was made; undone by killing what is in it and in groups below it, and removing them all, with
+    /// their twins in the other hierarchy of a hybrid host, which only tell the pressure.
     Cgroup(PathBuf),
     /// A swap file is in use; undone by swapping everything in and removing it.
     Swap(PathBuf),
@@ -46,7 +47,10 @@ impl Deed {
             },
             Self::Marked(mark) => marked::kill_all(mark),
             Self::Dir(path) => unless_gone(std::fs::remove_dir_all(path)),
-            Self::Cgroup(path) => remove_cgroup(path),
+            Self::Cgroup(path) => {
+                let twins = twin(path).map_or(Ok(()), |twin| remove_cgroups(&twin));
+                remove_cgroups(path).and(twins)
+            }
             Self::Swap(path) => swap_off(path),
             Self::Value { path, was } => std::fs::write(path, was),
         }
@@ -63,11 +67,18 @@ impl Deed {
                  p=${{e#/proc/}}; kill -KILL ${{p%/environ}}; done"
             ),
             Self::Dir(path) => format!("rm -rf {}", quoted(path)),
-            Self::Cgroup(path) => format!(
-                "for i in 1 2 3 4 5 6 7 8 9 10; do for p in $(cat {0}/cgroup.procs); do kill -KILL $p; done; \
-                 rmdir {0} && break; sleep 0.2; done",
-                quoted(path)
-            ),
+            Self::Cgroup(path) => {
+                let twins = twin(path).map_or(String::new(), |twin| quoted(&twin));
+                // "find -depth" names the groups below before those above.
+                format!(
+                    "for i in 1 2 3 4 5 6 7 8 9 10; do for g in {0} {1}; do \
+                     for d in $(find $g -depth -type d 2>/dev/null); do \
+                     for p in $(cat $d/cgroup.procs); do kill -KILL $p; done; rmdir $d; done; done; \
+                     [ -d {0} ] || break; sleep 0.2; done",
+                    quoted(path),
+                    twins
+                )
+            }
             Self::Swap(path) => format!("PATH=$PATH:/sbin:/usr/sbin; swapoff {0}; rm -f {0}", quoted(path)),
             Self::Value { path, was } => {
                 format!("printf %s {} > {}", quoted(Path::new(was.trim_end())), quoted(path))
@@ -86,6 +97,21 @@ fn unless_gone(outcome: io::Result<()>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// The group of the same name under version 2, where version 1 has the memory controller (systemd's hybrid layout).
+fn twin(path: &Path) -> Option<PathBuf> {
+    let below = path.strip_prefix("/sys/fs/cgroup/memory").ok()?;
+    Some(Path::new("/sys/fs/cgroup/unified").join(below))
+}
+
+/// Removes a group and those below it, the deepest first. One that is not there is removed.
+fn remove_cgroups(path: &Path) -> io::Result<()> {
+    let below = std::fs::read_dir(path).into_iter().flatten().flatten();
+    for entry in below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_cgroups(&entry.path())?;
+    }
+    remove_cgroup(path)
 }
 
 fn remove_cgroup(path: &Path) -> io::Result<()> {

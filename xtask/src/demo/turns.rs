@@ -1,0 +1,154 @@
+//! The work: by turns, two guests fill memory, check it and free it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use plimsoll_testbed::BedError;
+use plimsoll_testbed::guard::TestCgroup;
+use plimsoll_testbed::guest::{Console, Reply};
+use plimsoll_testbed::host::Vmstat;
+
+use super::side::{Side, name};
+use super::{AT_A_TIME, Outcome, Plan, SIDE_LIMIT, table};
+use crate::out;
+
+/// How long a guest's one step may take: a guest that swaps its heart out is slow, not dead.
+const STEP_LIMIT: Duration = Duration::from_secs(240);
+
+/// What a guest does at the moment, for the live table.
+type Doing = std::sync::Mutex<Vec<&'static str>>;
+
+/// Boots the guests of a side, lets them work, and counts.
+pub(super) fn play<S: Side>(plan: Plan) -> Result<Outcome> {
+    out::say("");
+    out::say(&format!("--- {} ---", table::title(S::NAME)));
+    let cgroup = TestCgroup::create("demo", plan.limit)?;
+    let side = S::start(plan, &cgroup)?;
+    let guests = usize::try_from(plan.guests)?;
+    let doing = Doing::new(vec!["idle"; guests]);
+    let over = AtomicBool::new(false);
+    let (begin, before) = (Instant::now(), Vmstat::read()?);
+    let mut lost = vec![None; guests];
+    let mut mismatches = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| watch(&side, &cgroup, &doing, &over, (begin, before)));
+        for turn in 0..plan.rounds * plan.guests / AT_A_TIME {
+            if begin.elapsed() > SIDE_LIMIT {
+                lost.iter_mut()
+                    .for_each(|how| *how = Some(format!("not done after {} s", SIDE_LIMIT.as_secs())));
+                break;
+            }
+            mismatches += take_turns(&side, plan, turn, &doing, &mut lost);
+        }
+        over.store(true, Ordering::Release);
+    });
+    let elapsed = begin.elapsed();
+    let counted = Vmstat::read()?.since(&before);
+    let lost =
+        lost.into_iter().zip(0..).filter_map(|(how, index)| Some(format!("{}: {}", name(index), how?)));
+    Ok(Outcome {
+        side: S::NAME,
+        swapped_in_pages: counted.pswpin + counted.zswpin,
+        swapped_out_pages: counted.pswpout + counted.zswpout,
+        elapsed_ms: u64::try_from(elapsed.as_millis())?,
+        lost: lost.collect(),
+        mismatches,
+        peak: cgroup.peak()?,
+    })
+}
+
+/// One turn: two guests at the same time. Returns the pages that were wrong.
+fn take_turns<S: Side>(side: &S, plan: Plan, turn: u64, doing: &Doing, lost: &mut [Option<String>]) -> u64 {
+    let consoles = side.consoles();
+    let pair: Vec<usize> = (0..AT_A_TIME)
+        .filter_map(|n| usize::try_from((turn * AT_A_TIME + n) % plan.guests).ok())
+        .filter(|&index| lost.get(index).is_some_and(Option::is_none))
+        .collect();
+    let results: Vec<(usize, Result<u64, String>)> = std::thread::scope(|scope| {
+        let begin = |&index: &usize| {
+            let console = consoles.get(index).copied();
+            let work = move || {
+                console.map_or(Err("it has no console".to_owned()), |console| {
+                    work(console, plan, turn, doing, index)
+                })
+            };
+            (index, scope.spawn(work))
+        };
+        let running: Vec<_> = pair.iter().map(begin).collect();
+        let end = |result: std::thread::Result<Result<u64, String>>| {
+            result.unwrap_or(Err("its turn panicked".to_owned()))
+        };
+        running.into_iter().map(|(index, thread)| (index, end(thread.join()))).collect()
+    });
+    let mut mismatches = 0;
+    for (index, result) in results {
+        match result {
+            Ok(wrong) => mismatches += wrong,
+            Err(how) => {
+                note(doing, index, "lost");
+                if let Some(slot) = lost.get_mut(index) {
+                    *slot = Some(how);
+                }
+            }
+        }
+    }
+    mismatches
+}
+
+/// What one guest does at its turn.
+fn work(console: &Console, plan: Plan, turn: u64, doing: &Doing, index: usize) -> Result<u64, String> {
+    let mut wrong = 0;
+    let fill = format!("fill {} {}", plan.fill.0, turn + 1);
+    for (word, command) in
+        [("fill", fill.as_str()), ("check", "verify"), ("check", "verify"), ("free", "free")]
+    {
+        note(doing, index, word);
+        let reply = console.ask(command, STEP_LIMIT).map_err(|error| first_line(&error))?;
+        if !reply.is_ok() {
+            return Err(format!("`{command}`: {}", reply.text()));
+        }
+        wrong += mismatches(&reply);
+    }
+    note(doing, index, "idle");
+    Ok(wrong)
+}
+
+fn mismatches(reply: &Reply) -> u64 {
+    reply.number("mismatches").unwrap_or(0)
+}
+
+fn note(doing: &Doing, index: usize, word: &'static str) {
+    let mut doing = doing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(slot) = doing.get_mut(index) {
+        *slot = word;
+    }
+}
+
+fn first_line(error: &BedError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// Prints a line each second until it is over.
+fn watch<S: Side>(
+    side: &S,
+    cgroup: &TestCgroup,
+    doing: &Doing,
+    over: &AtomicBool,
+    (begin, before): (Instant, Vmstat),
+) {
+    table::live_head(side.consoles().len());
+    let mut due = begin;
+    while !over.load(Ordering::Acquire) {
+        let now = Instant::now();
+        if now < due {
+            // Short, so that the end is noticed.
+            std::thread::sleep((due - now).min(Duration::from_millis(50)));
+            continue;
+        }
+        due += Duration::from_secs(1);
+        let words = doing.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let counted = Vmstat::read().unwrap_or_default().since(&before);
+        table::live(begin.elapsed(), &words, &side.sizes(), cgroup.usage().ok(), &counted);
+    }
+}
