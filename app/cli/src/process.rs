@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use plimsoll_api::http::ProcessRef;
 use plimsoll_procfs::{Pidfd, ProcError, ProcessId, Procfs};
-use rustix::process::{Pid, getsid};
 
 /// How often is looked whether a process has ended.
 const LOOK: Duration = Duration::from_millis(20);
@@ -85,17 +84,24 @@ pub(crate) fn end_session(leader: u32, program: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir("/proc").context("cannot read /proc")? {
         let name = entry.context("cannot read /proc")?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let raw = |number: u32| i32::try_from(number).ok().and_then(Pid::from_raw);
         // Processes come and go meanwhile: whoever cannot be opened has gone.
         let Ok(process) = proc.identify(pid) else { continue };
         let Ok(pidfd) = Pidfd::open(&mut proc, process) else { continue };
-        let in_session = getsid(raw(pid)).is_ok_and(|session| Some(session) == raw(leader));
+        let in_session =
+            fs::read(format!("/proc/{pid}/stat")).is_ok_and(|stat| session(&stat) == Some(leader));
         let same_program = || fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
         if in_session && same_program() {
             unless_gone(pidfd.kill())?;
         }
     }
     Ok(())
+}
+
+/// Field 6 of `/proc/PID/stat` (proc_pid_stat(5)); 0 for kernel threads.
+fn session(stat: &[u8]) -> Option<u32> {
+    // The name, field 2, is in parentheses and may hold anything, parentheses included.
+    let after = stat.iter().rposition(|&b| b == b')')?.checked_add(1)?;
+    std::str::from_utf8(stat.get(after..)?).ok()?.split_whitespace().nth(3)?.parse().ok()
 }
 
 /// The real user of a process.
@@ -129,6 +135,46 @@ mod test {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_mislead() {
+        assert_eq!(session(b"42 (a) R 1) S 1 42 40 0 -1 4194560 1 2"), Some(40));
+        assert_eq!(session(b"2 (kthreadd) S 0 0 0 0 -1"), Some(0));
+        assert_eq!(session(b"42 (a S 1 42"), None);
+    }
+
+    /// A session of two sleepers: the child to be waited for, the leader and the other.
+    fn sleepers() -> (std::process::Child, ProcessRef, ProcessRef) {
+        let mut command = std::process::Command::new("setsid");
+        command.args(["--wait", "sh", "-c", "sleep 600 >&2 & echo $$ $!; exec sleep 600 >&2"]);
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let stdout = child.stdout.take().unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).unwrap();
+        let pids: Vec<u32> = line.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+        (child, reference(pids[0]).unwrap(), reference(pids[1]).unwrap())
+    }
+
+    #[test]
+    fn only_the_session_and_program_meant_are_ended() {
+        let program = fs::canonicalize("/usr/bin/sleep").or_else(|_| fs::canonicalize("/bin/sleep")).unwrap();
+        let ((mut one, leader, other), (mut two, bystander, its_other)) = (sleepers(), sleepers());
+        end_session(leader.pid, Path::new("/bin/no-such-program")).unwrap();
+        assert!(is_alive(leader) && is_alive(other));
+        // Each becomes a sleeper a moment after its number was known.
+        let end = |session: ProcessRef, member: ProcessRef| {
+            let begin = Instant::now();
+            while is_alive(session) || is_alive(member) {
+                assert!(begin.elapsed() < Duration::from_secs(10), "not ended");
+                end_session(session.pid, &program).unwrap();
+            }
+        };
+        end(leader, other);
+        assert!(is_alive(bystander) && is_alive(its_other));
+        end(bystander, its_other);
+        one.wait().unwrap();
+        two.wait().unwrap();
+    }
 
     #[test]
     fn this_process_is_alive_and_its_number_with_another_start_time_is_not() {
@@ -166,6 +212,7 @@ mod test {
     proptest! {
         #[test]
         fn any_text_is_read_or_refused(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = session(&text);
             prop_assert!(!listens_in(&text, Path::new("/a/path/that/long")) || text.len() > 16);
         }
     }

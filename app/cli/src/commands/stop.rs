@@ -61,6 +61,19 @@ impl How {
     }
 }
 
+/// What a guest did when it was asked to shut down.
+enum Outcome {
+    /// It did, and its VMM ended.
+    Ended,
+    /// It did, and boots again.
+    Rebooted,
+    /// Nothing in time.
+    Silent,
+}
+
+/// Device, inode and time of change of a socket.
+type SocketId = (u64, u64, i64, i64);
+
 /// The signals that ask this program to end.
 #[derive(Debug)]
 pub(super) struct Signals {
@@ -184,18 +197,20 @@ impl<'a> Subject<'a> {
             self.tell(StopHow::Announce).await?;
         }
         if !kill {
+            let mut rebooted = false;
+            let before = self.mconsole();
             match self.ask_guest().await {
-                Ok(()) => {
-                    if self.wait_for_guest(&handle, timeout).await? {
-                        return Ok(How::Gently);
-                    }
-                }
+                Ok(()) => match self.wait_for_guest(&handle, timeout, before).await? {
+                    Outcome::Ended => return Ok(How::Gently),
+                    Outcome::Rebooted => rebooted = true,
+                    Outcome::Silent => {}
+                },
                 Err(e) => output::note(&format!("cannot ask {}'s guest to shut down: {e:#}", self.name)),
             }
             match self.tell_vmm().await {
                 Ok(()) => {
                     if handle.ended(HARD_DEADLINE).await? {
-                        return Ok(How::Hard);
+                        return Ok(if rebooted { How::Gently } else { How::Hard });
                     }
                 }
                 Err(e) => output::note(&format!("cannot tell {}'s VMM to end: {e:#}", self.name)),
@@ -250,23 +265,27 @@ impl<'a> Subject<'a> {
         Ok(QmpSocket::connect(path, DEFAULT_TIMEOUT).await?.handshake(DEFAULT_TIMEOUT).await?)
     }
 
-    /// Waits for the VMM's end. User Mode Linux whose guest answers Ctrl-Alt-Del by rebooting makes its
-    /// mconsole socket anew: it has shut down then, and is not waited for any longer.
-    async fn wait_for_guest(&self, handle: &Handle, timeout: Duration) -> anyhow::Result<bool> {
-        let mconsole = || {
-            std::fs::metadata(self.dir.mconsole()).map(|m| (m.dev(), m.ino(), m.ctime(), m.ctime_nsec())).ok()
-        };
-        let before = mconsole();
+    /// Waits for the VMM's end, `false` if it does not come. User Mode Linux whose guest answers Ctrl-Alt-Del by
+    /// rebooting, which is what Linux does by itself, makes its mconsole socket anew; then the guest has shut down,
+    /// and its next boot is not waited for. `before` is the socket as it was before the guest was asked.
+    async fn wait_for_guest(
+        &self,
+        handle: &Handle,
+        timeout: Duration,
+        before: Option<SocketId>,
+    ) -> anyhow::Result<Outcome> {
         let begin = Instant::now();
         loop {
             let left = timeout.saturating_sub(begin.elapsed());
             if handle.ended(left.min(LOOK)).await? {
-                return Ok(true);
+                return Ok(Outcome::Ended);
             }
-            let now = mconsole();
-            let rebooted = self.kind == Kind::Uml && now.is_some() && before.is_some() && now != before;
-            if left.is_zero() || rebooted {
-                return Ok(false);
+            let now = self.mconsole();
+            if self.kind == Kind::Uml && now.is_some() && now != before {
+                return Ok(Outcome::Rebooted);
+            }
+            if left.is_zero() {
+                return Ok(Outcome::Silent);
             }
             output::progress(&format!(
                 "{}: waiting for its guest, {} s",
@@ -274,6 +293,12 @@ impl<'a> Subject<'a> {
                 begin.elapsed().as_secs()
             ));
         }
+    }
+
+    /// Which mconsole socket is there now.
+    fn mconsole(&self) -> Option<SocketId> {
+        let found = std::fs::metadata(self.dir.mconsole()).ok()?;
+        Some((found.dev(), found.ino(), found.ctime(), found.ctime_nsec()))
     }
 
     /// Clears away what is left of a VM whose VMM has ended.

@@ -7,3 +7,5 @@
 mod answers;
 mod common;
 mod mistakes;
+mod real;
+mod run;

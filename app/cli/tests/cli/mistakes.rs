@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::common::{FakeDaemon, Told, command, uml};
 use plimsoll_api::http::Endpoint;
-use rustix::process::geteuid;
+use plimsoll_testbed::skip::{skip, unless_root};
 
 fn with_web() -> FakeDaemon {
     let daemon = FakeDaemon::start();
@@ -116,16 +116,11 @@ fn more_than_the_host_has_is_the_daemons_refusal() {
     let told = daemon.run(&args);
     let missing = told.stderr.contains("cannot find qemu-system-x86_64");
     if missing {
-        eprintln_loud("more_than_the_host_has_is_the_daemons_refusal: no QEMU");
+        skip("more_than_the_host_has_is_the_daemons_refusal", "no QEMU");
         return;
     }
     told.refused(1, &["cannot run new: memory=8G does not fit: the budget is 7G"]);
     assert!(!daemon.run_dir().join("run/new").exists());
-}
-
-/// Says that a test did less than it could.
-fn eprintln_loud(what: &str) {
-    let _ = writeln!(std::io::stderr(), "NOT RUN: {what}");
 }
 
 #[test]
@@ -192,10 +187,7 @@ fn without_a_daemon_the_command_to_start_it_is_named() {
 
 #[test]
 fn a_socket_that_may_not_be_used_names_the_group() {
-    if !geteuid().is_root() {
-        eprintln_loud("a_socket_that_may_not_be_used_names_the_group: it needs root");
-        return;
-    }
+    let Some(()) = unless_root("a_socket_that_may_not_be_used_names_the_group") else { return };
     let daemon = with_web();
     let open =
         |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();

@@ -24,6 +24,9 @@ const KEEPER_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a process may take to end after SIGTERM, and after SIGKILL.
 const END_DEADLINE: Duration = Duration::from_secs(3);
 
+/// How long a process may take to become the program it was started for.
+const DETACH_DEADLINE: Duration = Duration::from_secs(5);
+
 /// How often is looked whether something has come to pass.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -74,6 +77,7 @@ impl Started {
             let log = plan.dir.append(&plan.dir.keeper_log())?;
             let keeper = uml.keeper(&plan.name, plan.sizes, &plan.dir);
             self.keeper = Some(spawn(&keeper, Stdio::null(), log, &join)?);
+            detached(&mut self.keeper, "keeper").await?;
             record.keeper = self.keeper();
             plan.dir.write(&record)?;
             self.wait_for_keeper(&plan.dir).await?;
@@ -81,6 +85,7 @@ impl Started {
         let log = plan.dir.append(&plan.dir.console_log())?;
         let stdin = plan.dir.open_console_in()?.into();
         self.vmm = Some(spawn(&launch, stdin, log, &join)?);
+        detached(&mut self.vmm, "VMM").await?;
         record.vmm = self.vmm();
         plan.dir.write(&record)
     }
@@ -210,6 +215,24 @@ fn spawn(launch: &Launch, stdin: Stdio, log: File, join: &[PathBuf]) -> anyhow::
         .stderr(stderr)
         .spawn()
         .with_context(cannot)
+}
+
+/// Waits until a process that [`spawn`] started has become its program: from then on it has a session, and
+/// cgroups, of its own, and what is typed at this one's terminal does not reach it.
+async fn detached(child: &mut Option<Child>, what: &str) -> anyhow::Result<()> {
+    let Some(pid) = child.as_ref().map(Child::id) else { return Ok(()) };
+    let own = std::fs::read_link("/proc/self/exe").context("cannot tell which program this is")?;
+    let begin = Instant::now();
+    while std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == own) {
+        if begin.elapsed() > DETACH_DEADLINE {
+            bail!("its {what} did not start within {} s", DETACH_DEADLINE.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    match ended(child)? {
+        Some(status) => bail!("its {what} ended with {status}"),
+        None => Ok(()),
+    }
 }
 
 /// Removes what an earlier VM of this name left; refuses if that one runs still.

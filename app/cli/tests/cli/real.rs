@@ -1,0 +1,144 @@
+//! The real daemon, keeper and back end with a real User Mode Linux guest, end to end.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::common::Told;
+use plimsoll_api::http::{Life, ListView, VmView};
+use plimsoll_model::Link;
+use plimsoll_testbed::bins::{Bins, Prefer, bins};
+use plimsoll_testbed::guard::{Marked, ShmDir, TestCgroup, leftovers};
+use plimsoll_testbed::images::{self, Image};
+use plimsoll_testbed::skip::{unless_available, unless_root};
+use plimsoll_testbed::wait::poll_until;
+use plimsoll_units::Bytes;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A daemon of its own in a folder of its own; everything that is started carries the mark.
+struct Bed {
+    bins: Bins,
+    image: Image,
+    dir: ShmDir,
+    mark: Marked,
+}
+
+impl Bed {
+    fn start(test: &str) -> Option<Self> {
+        let bins = unless_available(test, bins(Prefer::Same))?;
+        let image = unless_available(test, images::uml())?;
+        let bed =
+            Self { bins, image, dir: ShmDir::create("cli").unwrap(), mark: Marked::new("cli-real").unwrap() };
+        bed.start_daemon();
+        Some(bed)
+    }
+
+    fn start_daemon(&self) {
+        let log = fs::File::create(self.dir.path().join("daemon.log")).unwrap();
+        let mut daemon = self.command(&["daemon"]);
+        daemon.stderr(log).stdout(Stdio::null());
+        plimsoll_testbed::guard::Process::spawn("plimsolld", daemon).map(std::mem::forget).unwrap();
+        poll_until(PATIENCE, "a daemon", || {
+            let told = self.run(&["host", "--json"]);
+            if told.code == 0 { Ok(()) } else { Err(told.stderr) }
+        })
+        .unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.bins.plimsoll);
+        self.mark.put_on(&mut command);
+        command.arg("--run-dir").arg(self.dir.path()).args(args).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Told {
+        Told::of(self.command(args).output().unwrap())
+    }
+
+    fn run_web(&self, more: &[&str]) -> Told {
+        let (kernel, initrd) = (self.image.kernel.to_str().unwrap(), self.image.initrd.to_str().unwrap());
+        let args = ["run", "--name", "web", "--memory", "96M", "--maxmem", "192M", "--kernel", kernel];
+        self.run(&[&args[..], &["--initrd", initrd], more].concat())
+    }
+
+    fn web(&self) -> VmView {
+        let list: ListView = serde_json::from_str(self.run(&["list", "--json"]).answer()).unwrap();
+        list.vms.into_iter().find(|vm| vm.name.as_str() == "web").unwrap()
+    }
+
+    /// Waits until the guest holds so much, driver and all.
+    fn reaches(&self, wanted: Bytes) -> VmView {
+        poll_until(PATIENCE, "the guest to follow", || {
+            let vm = self.web();
+            if vm.link == Link::Up && vm.actual.0 == wanted { Ok(vm) } else { Err(format!("{vm:?}")) }
+        })
+        .unwrap()
+    }
+
+    fn vm_dir(&self) -> PathBuf {
+        self.dir.path().join("run/web")
+    }
+
+    /// Nothing of the VM is left: no folder, no process but the daemon.
+    #[track_caller]
+    fn only_the_daemon_is_left(&self) {
+        assert!(!self.vm_dir().exists());
+        let left: Vec<String> =
+            leftovers(self.mark.mark()).into_iter().filter(|left| !left.contains("plimsolld")).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn a_guest_runs_follows_its_target_explains_itself_and_stops() {
+    let Some(bed) = Bed::start("a_guest_runs_follows_its_target_explains_itself_and_stops") else { return };
+    assert!(bed.run_web(&[]).answer().starts_with("web runs: pid "));
+    let vm = bed.reaches(Bytes::mib(96));
+    assert_eq!((vm.life, vm.sizes.maxmem()), (Life::Running, Bytes::mib(192)));
+    assert!(vm.vmm.is_some() && vm.keeper.is_some(), "{vm:?}");
+
+    bed.run_web(&[]).refused(1, &["web"]);
+    assert_eq!(bed.web().vmm, vm.vmm, "a second one of the name disturbed the first");
+
+    bed.run(&["hold", "web", "64M"]).answer();
+    bed.reaches(Bytes::mib(64));
+    assert!(bed.run(&["explain", "web"]).answer().contains("`plimsoll release web`"));
+    bed.run(&["hold", "web", "500M"]).refused(1, &["cannot hold web"]);
+    bed.run(&["hold", "web", "128M"]).answer();
+    bed.reaches(Bytes::mib(128));
+    bed.run(&["release", "web"]).answer();
+    bed.run(&["set", "web", "memory=112M", "weight=200"]).answer();
+    assert_eq!(bed.web().sizes.weight(), 200);
+    for kind in ["registered", "running", "held", "released"] {
+        assert!(bed.run(&["events", "web"]).answer().contains(kind), "{kind}");
+    }
+    // Linux answers Ctrl-Alt-Del by rebooting; the VM is ended as it comes up again.
+    assert_eq!(bed.run(&["stop", "web"]).answer(), "web has shut down\n");
+    assert!(bed.run(&["list"]).answer().contains("no VMs"));
+    bed.only_the_daemon_is_left();
+}
+
+#[test]
+fn a_guest_in_a_cgroup_is_killed_and_leaves_neither_process_nor_group() {
+    const NAME: &str = "a_guest_in_a_cgroup_is_killed_and_leaves_neither_process_nor_group";
+    let Some(()) = unless_root(NAME) else { return };
+    let Some(bed) = Bed::start(NAME) else { return };
+    let group = TestCgroup::create("cli", Bytes::mib(512)).unwrap();
+    let parent = group.path().file_name().unwrap().to_str().unwrap().to_string();
+    bed.run_web(&["--cgroup", &parent]).answer();
+    let vm = bed.reaches(Bytes::mib(96));
+    let procs = fs::read_to_string(group.path().join("web/cgroup.procs")).unwrap();
+    for process in [vm.vmm.unwrap(), vm.keeper.unwrap()] {
+        assert!(
+            procs.lines().any(|line| line == process.pid.to_string()),
+            "{} not in:\n{procs}",
+            process.pid
+        );
+    }
+    assert_eq!(bed.run(&["stop", "web", "--kill"]).answer(), "web was killed\n");
+    assert!(!group.path().join("web").exists());
+    bed.only_the_daemon_is_left();
+}
