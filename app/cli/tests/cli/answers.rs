@@ -1,11 +1,14 @@
 //! What the command answers: help, tables and JSON, compared with files, and requests that arrive as meant.
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::common::{FakeDaemon, assert_golden, uml};
 use plimsoll_api::http::{BackendView, Event, Life, ListView, ProcessRef};
 use plimsoll_model::{Reason, Signal, VmState};
+use plimsoll_testbed::paths::program;
+use plimsoll_testbed::skip::unless_available;
+use plimsoll_testbed::wait::poll_until;
 use plimsoll_units::{Bytes, MemTarget};
 
 /// A host with a VM in each state that a reader must be able to tell from the others.
@@ -249,5 +252,48 @@ fn there_is_no_colour_off_a_terminal() {
     for args in [&["--help"][..], &["list"], &["show", "mute"], &["explain", "mute"], &["nonsense"]] {
         let told = daemon.run(args);
         assert!(!told.stdout.contains('\x1b') && !told.stderr.contains('\x1b'), "{told:?}");
+    }
+}
+
+/// A terminal of util-linux' `script`; what is put on its standard input is typed there.
+fn on_a_terminal(daemon: &FakeDaemon, args: &str) -> std::process::Child {
+    let command = format!(
+        "stty cols 70 rows 6; exec {} --run-dir {} {args}",
+        env!("CARGO_BIN_EXE_plimsoll"),
+        daemon.run_dir().display()
+    );
+    let mut script = std::process::Command::new("script");
+    script.args(["--quiet", "--return", "--flush", "--command", &command, "/dev/null"]);
+    script.env("SHELL", "/bin/sh").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn top_gives_the_terminal_back_also_after_ctrl_c() {
+    const TEST: &str = "top_gives_the_terminal_back_also_after_ctrl_c";
+    let Some(_) = unless_available(TEST, program("script", "bsdutils")) else { return };
+    let daemon = busy();
+    for (args, typed) in [("top -n 2 --interval 100ms", None), ("top --interval 100ms", Some(b"\x03"))] {
+        let mut child = on_a_terminal(&daemon, args);
+        let looked = || daemon.world().asked.iter().filter(|asked| *asked == "GET /v1/vms").count() >= 2;
+        poll_until(Duration::from_secs(20), "two looks", || looked().then_some(()).ok_or(String::new()))
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        if let Some(typed) = typed {
+            stdin.write_all(typed).unwrap();
+        }
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text:?}");
+        let (enter, leave) = ("\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l");
+        assert!(
+            text.starts_with(enter) && text.trim_end().trim_end_matches("^C").ends_with(leave),
+            "{text:?}"
+        );
+        // Cut to 70 columns and 5 rows: the third VM is there, the seventh is not.
+        assert!(
+            text.contains("mail") && !text.contains("pinned") && !text.contains("again in 30 s"),
+            "{text:?}"
+        );
+        daemon.world().asked.clear();
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::common::Told;
 use plimsoll_api::http::{Life, ListView, VmView};
 use plimsoll_model::Link;
+use plimsoll_testbed::BedError;
 use plimsoll_testbed::bins::{Bins, Prefer, bins};
 use plimsoll_testbed::guard::{Marked, ShmDir, TestCgroup, leftovers};
 use plimsoll_testbed::images::{self, Image};
@@ -16,6 +17,10 @@ use plimsoll_testbed::wait::poll_until;
 use plimsoll_units::Bytes;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+fn images(vmm: &str) -> Result<Image, BedError> {
+    if vmm == "uml" { images::uml() } else { images::qemu() }
+}
 
 /// A daemon of its own in a folder of its own; everything that is started carries the mark.
 struct Bed {
@@ -26,9 +31,9 @@ struct Bed {
 }
 
 impl Bed {
-    fn start(test: &str) -> Option<Self> {
+    fn start(test: &str, vmm: &str) -> Option<Self> {
         let bins = unless_available(test, bins(Prefer::Same))?;
-        let image = unless_available(test, images::uml())?;
+        let image = unless_available(test, images(vmm))?;
         let bed =
             Self { bins, image, dir: ShmDir::create("cli").unwrap(), mark: Marked::new("cli-real").unwrap() };
         bed.start_daemon();
@@ -94,7 +99,9 @@ impl Bed {
 
 #[test]
 fn a_guest_runs_follows_its_target_explains_itself_and_stops() {
-    let Some(bed) = Bed::start("a_guest_runs_follows_its_target_explains_itself_and_stops") else { return };
+    let Some(bed) = Bed::start("a_guest_runs_follows_its_target_explains_itself_and_stops", "uml") else {
+        return;
+    };
     assert!(bed.run_web(&[]).answer().starts_with("web runs: pid "));
     let vm = bed.reaches(Bytes::mib(96));
     assert_eq!((vm.life, vm.sizes.maxmem()), (Life::Running, Bytes::mib(192)));
@@ -125,7 +132,7 @@ fn a_guest_runs_follows_its_target_explains_itself_and_stops() {
 fn a_guest_in_a_cgroup_is_killed_and_leaves_neither_process_nor_group() {
     const NAME: &str = "a_guest_in_a_cgroup_is_killed_and_leaves_neither_process_nor_group";
     let Some(()) = unless_root(NAME) else { return };
-    let Some(bed) = Bed::start(NAME) else { return };
+    let Some(bed) = Bed::start(NAME, "uml") else { return };
     let group = TestCgroup::create("cli", Bytes::mib(512)).unwrap();
     let parent = group.path().file_name().unwrap().to_str().unwrap().to_string();
     bed.run_web(&["--cgroup", &parent]).answer();
@@ -141,4 +148,42 @@ fn a_guest_in_a_cgroup_is_killed_and_leaves_neither_process_nor_group() {
     assert_eq!(bed.run(&["stop", "web", "--kill"]).answer(), "web was killed\n");
     assert!(!group.path().join("web").exists());
     bed.only_the_daemon_is_left();
+}
+
+#[test]
+fn a_qemu_with_debians_kernel_runs_follows_its_target_and_ends() {
+    const NAME: &str = "a_qemu_with_debians_kernel_runs_follows_its_target_and_ends";
+    let Some(bed) = Bed::start(NAME, "qemu") else { return };
+    bed.run_web(&["--accel", "tcg"]).answer();
+    bed.reaches(Bytes::mib(96));
+    bed.run(&["hold", "web", "128M"]).answer();
+    bed.reaches(Bytes::mib(128));
+    // This guest has nobody who would answer the power button.
+    assert_eq!(
+        bed.run(&["stop", "web", "--timeout", "500ms"]).answer(),
+        "web did not shut down in time and was ended\n"
+    );
+    bed.only_the_daemon_is_left();
+}
+
+#[test]
+fn in_the_foreground_the_console_is_shown_until_ctrl_c() {
+    const NAME: &str = "in_the_foreground_the_console_is_shown_until_ctrl_c";
+    let Some(bed) = Bed::start(NAME, "uml") else { return };
+    let (kernel, initrd) = (bed.image.kernel.to_str().unwrap(), bed.image.initrd.to_str().unwrap());
+    let args =
+        ["run", "--name", "web", "--memory", "96M", "--kernel", kernel, "--initrd", initrd, "--foreground"];
+    let shown = bed.dir.path().join("shown");
+    let stdout = fs::File::create(&shown).unwrap();
+    let mut child = bed.command(&args).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+    poll_until(PATIENCE, "the guest's words", || {
+        let text = fs::read_to_string(&shown).unwrap();
+        if text.contains("Run /init as init process") { Ok(()) } else { Err(text) }
+    })
+    .unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert!(child.wait().unwrap().success());
+    bed.only_the_daemon_is_left();
+    assert!(bed.run(&["list"]).answer().contains("no VMs"));
 }
