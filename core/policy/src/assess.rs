@@ -100,16 +100,23 @@ impl<'a> Vm<'a> {
             return;
         }
         let actual = self.sample.actual.0;
-        if let Some(available) = fresh.stats.available.or(fresh.stats.free) {
-            self.available = available.min(actual);
-            self.need = Some(config.need(actual.minus(self.available)));
+        let new = self.history.stats.is_none_or(|(at, _)| at < fresh.at);
+        if let Some(available) = fresh.stats.available.or(fresh.stats.free)
+            && (new || self.history.used.is_none())
+        {
+            self.history.used = Some(actual.minus(available.min(actual)));
+        }
+        // What was available is out of date as soon as the balloon moves; what is used is not.
+        if let Some(used) = self.history.used {
+            self.available = actual.minus(used);
+            self.need = Some(config.need(used));
         }
         if let Some((at, last)) = self.history.stats.filter(|(at, _)| *at < fresh.at)
             && let Some(signal) = rates(&last, &fresh.stats, fresh.at.millis_since(at), config)
         {
             self.history.distress = Some((now, signal));
         }
-        if self.history.stats.is_none_or(|(at, _)| at < fresh.at) {
+        if new {
             self.history.stats = Some((fresh.at, fresh.stats));
         }
     }
@@ -117,6 +124,7 @@ impl<'a> Vm<'a> {
     fn judge_distress(&mut self, now: MonoTime, config: &Config) {
         if self.sample.link != Link::Up {
             self.history.distress = None;
+            self.history.used = None;
             return;
         }
         let actual = self.sample.actual.0;

@@ -25,6 +25,8 @@ pub(crate) struct VmHistory {
     pub(crate) actual: Bytes,
     /// The last statistics that were looked at, and when they came.
     pub(crate) stats: Option<(MonoTime, GuestStats)>,
+    /// What the guest used when it sent them: what it held then less what was available then.
+    pub(crate) used: Option<Bytes>,
     /// The last sign of distress.
     pub(crate) distress: Option<(MonoTime, Signal)>,
     /// Its baseline at the last tick: a new one is sought at once.
@@ -61,6 +63,16 @@ pub(crate) struct Stuck {
 
 impl VmHistory {
     pub(crate) fn new(id: VmId, actual: Bytes, memory: Bytes) -> Self {
-        Self { id, actual, stats: None, distress: None, memory, seeks: false, window: None, stuck: None }
+        Self {
+            id,
+            actual,
+            stats: None,
+            used: None,
+            distress: None,
+            memory,
+            seeks: false,
+            window: None,
+            stuck: None,
+        }
     }
 }

@@ -224,6 +224,30 @@ mod test {
     }
 
     #[test]
+    fn old_statistics_are_not_read_as_if_the_balloon_had_not_moved() {
+        let config = Config::default();
+        let mut history = History::default();
+        let (mut a, mut b) = (vm(1, M(48), M(80), M(256)), vm(2, M(48), M(80), M(256)));
+        a.target = MemTarget(M(223));
+        a.actual = MemTarget(M(223));
+        a.stats = stats(0, M(183));
+        b.stats = stats(0, M(1));
+        let plan = plan_twice(&snapshot(0, M(310), vec![a.clone(), b.clone()]), &config, &mut history);
+        // It uses 40M, and 24M are its headroom.
+        assert_eq!(to(&plan, 1), Some(M(64)));
+        a.target = MemTarget(M(64));
+        for (now, actual) in [(100, 160), (200, 100), (300, 64)] {
+            a.actual = MemTarget(M(actual));
+            let plan = plan_twice(&snapshot(now, M(310), vec![a.clone(), b.clone()]), &config, &mut history);
+            assert_eq!(
+                (to(&plan, 1), plan.verdicts[0].need),
+                (None, Some(M(64))),
+                "with {actual}M: {plan:?}"
+            );
+        }
+    }
+
+    #[test]
     fn memory_that_a_guest_takes_back_by_itself_is_distress() {
         let config = Config::default();
         let mut history = History::default();
