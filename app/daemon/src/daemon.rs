@@ -141,7 +141,7 @@ impl Inner {
     pub(crate) fn tell(&mut self, vm: Option<&VmName>, kind: Kind, text: String) {
         match (vm, kind) {
             // There may be one for each VM at each tick.
-            (Some(vm), Kind::Target) => tracing::debug!(%vm, "{text}"),
+            (Some(vm), Kind::Target) => tracing::debug!(%vm, kind = kind.as_str(), "{text}"),
             (Some(vm), _) => tracing::info!(%vm, kind = kind.as_str(), "{text}"),
             (None, _) => tracing::info!(kind = kind.as_str(), "{text}"),
         }

@@ -122,7 +122,7 @@ pub(crate) async fn drive(qemu: Qemu, slot: Arc<Slot>, mut first: Option<Connect
             }
             Err(error) => error.to_string(),
         };
-        slot.disconnected(why);
+        slot.disconnected(&why);
         tokio::time::sleep(backoff.failed()).await;
     }
 }
@@ -149,7 +149,7 @@ async fn serve(slot: &Slot, mut connection: Connection, guest: &mut Guest, backo
         match guest.poll(&mut connection, slot, work.target).await {
             Ok(()) => backoff.succeeded(),
             Err(error) if error.is_fatal() => return error.to_string(),
-            Err(error) => slot.trouble(error.to_string()),
+            Err(error) => slot.trouble(&error.to_string()),
         }
     }
 }
@@ -219,7 +219,7 @@ impl Guest {
             match on.client.set_target(target).await {
                 Ok(()) => self.sent = Some((target, now)),
                 Err(error) => {
-                    slot.failed(target, error.to_string());
+                    slot.failed(target, &error.to_string());
                     return Err(error);
                 }
             }
@@ -231,7 +231,7 @@ impl Guest {
         slot.observed(self.observation(clock::now()));
         if actual.0 > self.maxmem {
             let ours = self.maxmem;
-            slot.trouble(format!(
+            slot.trouble(&format!(
                 "its QEMU says the guest holds {actual}, it was registered with maxmem {ours}"
             ));
         }

@@ -29,7 +29,7 @@ pub(crate) struct Observation {
     pub(crate) resident: Option<Bytes>,
     /// The guest's word.
     pub(crate) stats: Option<StatsSample>,
-    /// Rises when the guest is rebooted.
+    /// Rises when the guest is rebooted; 0 before a VMM was there at all.
     pub(crate) generation: u64,
     /// Rises when a back end is started; 0 where there is none.
     pub(crate) epoch: u64,
@@ -240,10 +240,10 @@ impl Slot {
     }
 
     /// The connection was lost, or could not be made.
-    pub(crate) fn disconnected(&self, why: String) {
+    pub(crate) fn disconnected(&self, why: &str) {
         let mut state = self.state();
         state.connected = false;
-        state.problem = Some(why);
+        state.problem = Some(harmless(why));
         // Nobody will answer these now.
         state.ticket = None;
         state.errand = None;
@@ -257,16 +257,27 @@ impl Slot {
     }
 
     /// Something went wrong that leaves the connection usable.
-    pub(crate) fn trouble(&self, why: String) {
-        self.state().problem = Some(why);
+    pub(crate) fn trouble(&self, why: &str) {
+        self.state().problem = Some(harmless(why));
     }
 
     /// The target could not be set.
-    pub(crate) fn failed(&self, target: MemTarget, why: String) {
+    pub(crate) fn failed(&self, target: MemTarget, why: &str) {
         let mut state = self.state();
-        state.problem = Some(why.clone());
-        state.failure = Some((target, why));
+        state.problem = Some(harmless(why));
+        state.failure = Some((target, harmless(why)));
     }
+
+    /// Who answered last.
+    pub(crate) fn peer(&self) -> Option<PeerId> {
+        self.state().peer
+    }
+}
+
+/// A text that may be a peer's own words: cut, and without anything that a terminal would obey.
+fn harmless(text: &str) -> String {
+    const LONGEST: usize = 300;
+    text.chars().take(LONGEST).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -308,7 +319,7 @@ mod test {
             tokio::time::timeout(Duration::from_secs(5), second.finished(Duration::from_secs(60)))
                 .await
                 .unwrap();
-            slot.disconnected("gone".into());
+            slot.disconnected("gone");
             tokio::time::timeout(Duration::from_secs(5), first.finished(Duration::from_secs(60)))
                 .await
                 .unwrap();
@@ -333,9 +344,18 @@ mod test {
     }
 
     #[test]
+    fn a_peers_words_are_cut_and_cannot_steer_a_terminal() {
+        let slot = Slot::new(MemTarget::default());
+        slot.trouble(&format!("\u{1b}[2J\n{}", "x".repeat(1000)));
+        let problem = slot.read().problem.unwrap();
+        assert_eq!(problem.chars().count(), 300);
+        assert!(!problem.contains(char::is_control));
+    }
+
+    #[test]
     fn a_failure_is_told_once_and_a_problem_until_it_is_over() {
         let slot = Slot::new(MemTarget::default());
-        slot.failed(MemTarget(Bytes(7)), "no".into());
+        slot.failed(MemTarget(Bytes(7)), "no");
         assert_eq!(slot.read().failure, Some((MemTarget(Bytes(7)), "no".into())));
         let again = slot.read();
         assert_eq!((again.failure, again.problem), (None, Some("no".into())));

@@ -41,7 +41,7 @@ pub(crate) async fn drive(uml: Uml, slot: Arc<Slot>, mut first: Option<Connectio
             }
             Err(failure) => failure,
         };
-        slot.disconnected(failure.to_string());
+        slot.disconnected(&failure.to_string());
         tokio::time::sleep(backoff.failed()).await;
     }
 }
@@ -94,12 +94,12 @@ impl Guest<'_> {
         match connection.exchange(op).await? {
             Ok(status) => self.take_in(&status),
             Err(refusal) => {
-                let message: String = refusal.message.chars().take(200).collect();
+                let message = refusal.message;
                 let target = match op {
                     Op::SetBalloon { pages } => MemTarget::from_balloon(self.uml.maxmem, pages),
                     Op::Status | Op::StatsInterval { .. } => self.slot.target(),
                 };
-                self.slot.failed(target, format!("its back end refused a request: {message}"));
+                self.slot.failed(target, &format!("its back end refused a request: {message}"));
             }
         }
         Ok(())
@@ -113,7 +113,7 @@ impl Guest<'_> {
         self.slot.observed(seen);
         if status.maxmem != Bytes::ZERO && status.maxmem != ours {
             let theirs = status.maxmem;
-            self.slot.trouble(format!(
+            self.slot.trouble(&format!(
                 "its back end was started with maxmem {theirs}, it was registered with {ours}"
             ));
         }

@@ -1,7 +1,7 @@
 //! The journal's files: `journal.jsonl` is written, `journal.jsonl.1` was put aside last.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -14,6 +14,8 @@ pub(crate) const FILE_NAME: &str = "journal.jsonl";
 #[derive(Debug)]
 pub(crate) struct JournalFile {
     dir: PathBuf,
+    /// Held by being open.
+    _lock: File,
     keep: u32,
     file: File,
     len: u64,
@@ -23,9 +25,15 @@ impl JournalFile {
     /// Puts aside what an earlier daemon wrote and begins a new file.
     pub(crate) fn create(dir: &Path, keep: u32) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
+        let lock =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join("lock"))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => io::Error::other("another daemon writes its journal there"),
+            TryLockError::Error(error) => error,
+        })?;
         shift(dir, keep)?;
         let file = open(dir)?;
-        Ok(Self { dir: dir.to_owned(), keep, file, len: 0 })
+        Ok(Self { dir: dir.to_owned(), _lock: lock, keep, file, len: 0 })
     }
 
     /// Puts the current file aside, drops the oldest, begins a new one.
@@ -93,7 +101,9 @@ mod test {
         assert_eq!(read("journal.jsonl"), "5\n");
         assert_eq!(read("journal.jsonl.1"), "4\n");
         assert_eq!(read("journal.jsonl.2"), "3\n");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4, "three files and the lock");
+        assert!(JournalFile::create(dir.path(), 1).unwrap_err().to_string().contains("another daemon"));
+        drop(journal);
         let _next = JournalFile::create(dir.path(), 1).unwrap();
         assert_eq!(read("journal.jsonl"), "");
     }

@@ -104,6 +104,7 @@ fn run(journal: &mut Journal, ticks: u64, mut between: impl FnMut(&mut Journal, 
 
 fn files(dir: &Path) -> Vec<String> {
     let mut paths: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    paths.retain(|path| path.file_name().is_some_and(|name| name != "lock"));
     paths.sort();
     paths.iter().map(|p| fs::read_to_string(p).unwrap()).collect()
 }

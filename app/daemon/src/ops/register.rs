@@ -23,6 +23,9 @@ use crate::{
 /// The longest path of a Unix socket, in bytes (unix(7): 108 with the end).
 const SOCKET_PATH: usize = 107;
 
+/// VMs at a time: far beyond what a host can run, and a bound on what asking can make the daemon hold.
+const MAX_VMS: usize = 4096;
+
 /// The longest path that is only shown.
 const SHOWN_PATH: usize = 4096;
 
@@ -62,6 +65,11 @@ impl Daemon {
             let (pid, other) = (process.map_or(0, |p| p.pid), &other.saved.name);
             return Err(Refusal::conflict(format!(
                 "process {pid} is registered already, as `{other}`; a VM cannot be counted twice"
+            )));
+        }
+        if inner.registry.iter().count() >= MAX_VMS {
+            return Err(Refusal::impossible(format!(
+                "{MAX_VMS} VMs are registered, which is the most there can be"
             )));
         }
         let overhead = self.overhead(&request.endpoint);

@@ -1,7 +1,7 @@
 //! One VM as the daemon knows it.
 //!
 //! ```text
-//!             answers            no answer for 3 s
+//!         VMM answers            no answer for 3 s
 //!  Starting ----------> Running <----------------> Unreachable
 //!                         |  keeper ends, VMM lives
 //!                         +-----------------------> Unprotected
@@ -76,6 +76,8 @@ pub(crate) struct Told {
     pub(crate) state: Option<VmState>,
     /// Generation and epoch.
     pub(crate) start: Option<(u64, u64)>,
+    /// Targets could not be set, and none could since.
+    pub(crate) failing: bool,
 }
 
 impl Vm {
@@ -116,6 +118,8 @@ impl Vm {
         } else {
             match &self.seen {
                 None => Life::Starting,
+                // The keeper answers, and no VMM has connected to it yet.
+                Some(seen) if seen.generation == 0 => Life::Starting,
                 Some(seen) if now.millis_since(seen.at) > STALE_MS => Life::Unreachable,
                 Some(_) => Life::Running,
             }
@@ -258,6 +262,8 @@ mod test {
         let mut vm = vm(false);
         assert_eq!((vm.life(at_second(1)), vm.link(at_second(1))), (Life::Starting, Link::NoDriver));
         assert_eq!(vm.resident(), Some(Bytes::ZERO));
+        vm.seen = Some(Observation { generation: 0, ..seen(1_000_000, false) });
+        assert_eq!((vm.life(at_second(2)), vm.link(at_second(2))), (Life::Starting, Link::NoDriver));
         vm.seen = Some(seen(1_000_000, false));
         assert_eq!((vm.life(at_second(2)), vm.link(at_second(2))), (Life::Running, Link::NoDriver));
         vm.seen = Some(seen(2_000_000, true));

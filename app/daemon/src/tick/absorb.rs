@@ -30,6 +30,9 @@ impl Daemon {
         vm.process_resident = resident;
         vm.problem = reading.problem;
         let before = vm.told.start;
+        vm.told.failing &= vm.problem.is_some();
+        let said = vm.told.failing;
+        vm.told.failing |= reading.failure.is_some();
         if let Some(seen) = reading.seen {
             vm.told.start = Some((seen.generation, seen.epoch));
             vm.seen = Some(seen);
@@ -42,11 +45,14 @@ impl Daemon {
         }
         if let Some((target, error)) = reading.failure {
             inner.metrics.failures.inc();
-            tracing::warn!(vm = %name, %target, %error, "a target could not be set");
+            if !said {
+                tracing::warn!(vm = %name, %target, %error, "a target could not be set; tried again each tick");
+            }
             inner.journal.outcome(&name, target, &error);
         }
         if let (Some((generation, epoch)), Some((generation_now, epoch_now))) = (before, after) {
-            if generation_now != generation {
+            // The first one is its start.
+            if generation_now != generation && generation > 0 {
                 let text =
                     format!("its guest was rebooted (start {generation_now}); the target is applied again");
                 inner.tell(Some(&name), Kind::Rebooted, text);

@@ -26,6 +26,7 @@ use crate::{
     events::Kind,
     host::{HostReader, Pressure},
     process::Death,
+    registry::Vm,
 };
 use pace::{LEAST_GAP, Pace};
 
@@ -152,7 +153,12 @@ impl Ticker {
                 .registry
                 .iter()
                 .filter(|vm| vm.gone.is_none() && matches!(vm.saved.endpoint, Endpoint::Qemu { .. }));
-            qemus.filter_map(|vm| Some((vm.saved.id, vm.saved.vmm?.pid))).collect()
+            // Whoever answers is the VMM, also before it was written down as such.
+            let pid = |vm: &Vm| {
+                let told = vm.saved.vmm.map(|vmm| vmm.pid);
+                told.or_else(|| vm.driver.as_ref()?.slot().peer()?.pid)
+            };
+            qemus.filter_map(|vm| Some((vm.saved.id, pid(vm)?))).collect()
         };
         let count = |(id, pid)| {
             let memory = self.proc.memory(pid).ok()?;
@@ -197,7 +203,7 @@ fn apply(inner: &mut Inner, action: &Action) {
     let Action { from, to, reason, .. } = *action;
     let by = vm.by(&reason);
     let reason_text = reason.to_string();
-    let text = format!("target {} to {}: {reason_text}", mib(from.0), mib(to.0));
+    let text = format!("{} to {}: {reason_text}", mib(from.0), mib(to.0));
     vm.change(Change { wall_us: clock::wall_us(), from, to, reason, reason_text, by });
     if to.0 == vm.saved.sizes.memory() {
         vm.baseline_by = None;

@@ -140,6 +140,30 @@ fn a_vm_whose_keeper_ends_is_shown_and_reckoned_with_all_it_could_take() {
 }
 
 #[test]
+fn a_keeper_without_a_vmm_is_no_running_vm_and_its_start_no_reboot() {
+    let daemon = Daemon::start(CONFIG);
+    let backend = Backend::start(daemon.dir.path(), "a", 512, 100);
+    {
+        let mut guest = backend.guest();
+        guest.status.generation = 0;
+        guest.status.connected = false;
+        guest.status.driver_ready = false;
+    }
+    daemon.register("a", &backend.path, sizes(256, 512, 128));
+    wait_for("the keeper to answer", || daemon.show("a").backend);
+    assert_eq!(daemon.show("a").life, Life::Starting);
+    {
+        let mut guest = backend.guest();
+        guest.status.generation = 1;
+        guest.status.connected = true;
+        guest.status.driver_ready = true;
+    }
+    daemon.wait_life("a", "running");
+    wait_for("the target", || (daemon.show("a").actual == mib(256)).then_some(()));
+    assert!(!daemon.kinds("a").contains(&"rebooted".to_owned()));
+}
+
+#[test]
 fn a_vm_that_never_comes_is_given_up() {
     let daemon = Daemon::start(&CONFIG.replace("[host]", "start-timeout = \"1s\"\n[host]"));
     daemon.register("a", &daemon.dir.path().join("nowhere"), sizes(256, 512, 128));

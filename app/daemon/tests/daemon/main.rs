@@ -9,6 +9,8 @@ mod common;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod host;
+#[cfg(test)]
 mod journal;
 #[cfg(test)]
 mod ownership;

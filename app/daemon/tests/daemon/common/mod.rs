@@ -87,9 +87,14 @@ pub(crate) const CONFIG: &str = "
 
 impl Daemon {
     pub(crate) fn start(config: &str) -> Self {
+        Self::start_logging(config, "debug")
+    }
+
+    /// With another log than the whole.
+    pub(crate) fn start_logging(config: &str, log: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("plimsoll.toml"), config).unwrap();
-        let process = spawn(dir.path());
+        let process = spawn(dir.path(), log);
         let daemon = Self { dir, process };
         daemon.wait_until_it_answers();
         daemon
@@ -97,7 +102,7 @@ impl Daemon {
 
     /// A new daemon in the place of one that has ended.
     pub(crate) fn start_again(&mut self) {
-        self.process = spawn(self.dir.path());
+        self.process = spawn(self.dir.path(), "debug");
         self.wait_until_it_answers();
     }
 
@@ -193,11 +198,11 @@ impl Daemon {
     }
 }
 
-fn spawn(dir: &Path) -> Process {
+fn spawn(dir: &Path, level: &str) -> Process {
     let log = File::options().append(true).create(true).open(dir.join("log")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsolld"));
     command.arg("--config").arg(dir.join("plimsoll.toml")).arg("--run-dir").arg(dir.join("run"));
-    command.args(["--log", "debug"]).env_remove("NOTIFY_SOCKET").stderr(log);
+    command.args(["--log", level]).env_remove("NOTIFY_SOCKET").stderr(log);
     Process::start(&mut command)
 }
 
