@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if error.is::<output::Closed>() => ExitCode::SUCCESS,
         Err(error) => {
-            output::failure(&format!("{error:#}"));
+            output::failure(&output::explained(&error));
             ExitCode::from(if error.is::<WrongUse>() { 2 } else { 1 })
         }
     }

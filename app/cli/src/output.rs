@@ -36,6 +36,20 @@ pub(crate) fn failure(text: &str) {
     let _ = writeln!(io::stderr().lock(), "plimsoll: {}", text.trim_end());
 }
 
+/// An error and what is behind it, `what failed: why`. Many an error's text has its source's in it already; what was
+/// said is not said again.
+pub(crate) fn explained(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for part in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = part;
+        } else if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+    }
+    text
+}
+
 /// Prints text on stderr as it is.
 pub(crate) fn stderr(text: &str) {
     let _ = write!(io::stderr().lock(), "{text}");
@@ -68,4 +82,19 @@ pub(crate) fn terminal() -> Option<(usize, usize)> {
 /// Whether help and errors may carry terminal codes.
 pub(crate) fn stream_is_terminal(stderr: bool) -> bool {
     if stderr { io::stderr().is_terminal() } else { io::stdout().is_terminal() }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn no_cause_is_told_twice() {
+        let error = anyhow::anyhow!("disk full")
+            .context("cannot write x: disk full; make room")
+            .context("cannot run web");
+        assert_eq!(explained(&error), "cannot run web: cannot write x: disk full; make room");
+        let error = anyhow::anyhow!("disk full").context("cannot write x");
+        assert_eq!(explained(&error), "cannot write x: disk full");
+    }
 }

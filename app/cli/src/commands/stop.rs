@@ -205,7 +205,11 @@ impl<'a> Subject<'a> {
                     Outcome::Rebooted => rebooted = true,
                     Outcome::Silent => {}
                 },
-                Err(e) => output::note(&format!("cannot ask {}'s guest to shut down: {e:#}", self.name)),
+                Err(e) => output::note(&format!(
+                    "cannot ask {}'s guest to shut down: {}",
+                    self.name,
+                    output::explained(&e)
+                )),
             }
             match self.tell_vmm().await {
                 Ok(()) => {
@@ -213,7 +217,11 @@ impl<'a> Subject<'a> {
                         return Ok(if rebooted { How::Gently } else { How::Hard });
                     }
                 }
-                Err(e) => output::note(&format!("cannot tell {}'s VMM to end: {e:#}", self.name)),
+                Err(e) => output::note(&format!(
+                    "cannot tell {}'s VMM to end: {}",
+                    self.name,
+                    output::explained(&e)
+                )),
             }
         }
         handle.kill()?;

@@ -179,6 +179,8 @@ fn without_a_daemon_the_command_to_start_it_is_named() {
             ],
         );
     }
+    let told = Told::of(command(dir.path(), &["list"]).output().unwrap());
+    assert_eq!(told.stderr.matches("No such file").count(), 1, "{told:?}");
     // A socket that is left of a daemon that was killed.
     drop(UnixListener::bind(dir.path().join("api.sock")).unwrap());
     Told::of(command(dir.path(), &["list"]).output().unwrap())

@@ -50,7 +50,11 @@ impl Plan {
                 Some(format!("\n{} ended with:\n{tail}", log.display()))
             })
             .collect();
-        if tails.is_empty() { error } else { anyhow::anyhow!("{error:#}{}", tails.concat()) }
+        if tails.is_empty() {
+            error
+        } else {
+            anyhow::anyhow!("{}{}", crate::output::explained(&error), tails.concat())
+        }
     }
 }
 

@@ -83,7 +83,7 @@ async fn until_end(
             stopped = stop_step => {
                 stopping = None;
                 if let Err(e) = stopped {
-                    output::note(&format!("{e:#}"));
+                    output::note(&output::explained(&e));
                 }
             }
         }

@@ -70,7 +70,7 @@ pub(super) async fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Exi
 /// Wrong use stays wrong use when it is told what was tried.
 fn prefixed(error: anyhow::Error, what: &str) -> anyhow::Error {
     if error.is::<WrongUse>() {
-        WrongUse(format!("{what}: {error:#}")).into()
+        WrongUse(format!("{what}: {}", output::explained(&error))).into()
     } else {
         error.context(what.to_string())
     }

@@ -162,7 +162,7 @@ impl Started {
 
 fn said(outcome: anyhow::Result<()>) {
     if let Err(e) = outcome {
-        output::note(&format!("{e:#}"));
+        output::note(&output::explained(&e));
     }
 }
 
