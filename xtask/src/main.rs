@@ -4,7 +4,9 @@
 //! and runs cargo. Nothing of Plimsoll depends on it.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
+mod layers;
 mod out;
 mod paths;
 mod run;
@@ -58,9 +60,9 @@ enum Task {
     },
     /// Run one benchmark
     Bench {
-        /// Its name and arguments
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
+        /// Which
+        #[command(subcommand)]
+        which: bench::Bench,
     },
 }
 
@@ -71,7 +73,7 @@ fn main() -> ExitCode {
         Task::Test { fast } => suite::test(fast),
         Task::Ci => suite::ci(),
         Task::Experiment { .. } => unbuilt::experiment(),
-        Task::Bench { .. } => unbuilt::bench(),
+        Task::Bench { which } => bench::command(which),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use plimsoll_testbed::{paths, skip};
 
 use crate::out::{self, Step};
-use crate::{run, setup};
+use crate::{layers, run, setup};
 use runner::Runner;
 
 /// Crates whose tests boot several guests each: run last, a few at a time.
@@ -50,6 +50,7 @@ pub(crate) fn ci() -> Result<()> {
     doc.args(["doc", "--workspace", "--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings");
     suite.check("documentation", &mut doc);
+    suite.layers();
     suite.tests(false)?;
     suite.finish()
 }
@@ -112,6 +113,14 @@ impl Suite {
         step.end(if passed { "passed" } else { "FAILED" });
         self.steps.push(Outcome { name, passed, time: step.elapsed(), summary });
         passed
+    }
+
+    fn layers(&mut self) {
+        let step = Step::begin("layers: who may use whom");
+        let wrong = layers::check().err().map(|error| format!("{error:#}"));
+        step.end(if wrong.is_none() { "passed" } else { "FAILED" });
+        let (passed, summary) = (wrong.is_none(), wrong.unwrap_or_default());
+        self.steps.push(Outcome { name: "layers", passed, time: step.elapsed(), summary });
     }
 
     /// A step that runs tests.

@@ -6,8 +6,3 @@ use anyhow::{Result, bail};
 pub(crate) fn experiment() -> Result<()> {
     bail!("there are no experiments yet")
 }
-
-/// `cargo xtask bench`.
-pub(crate) fn bench() -> Result<()> {
-    bail!("there are no benchmarks yet")
-}
