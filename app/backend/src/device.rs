@@ -84,6 +84,7 @@ impl Device for BalloonDevice {
     }
 
     fn started(&mut self, queue: u16, anew: bool) {
+        tracing::debug!(queue, anew, role = ?self.balloon.role(queue), "queue started");
         // The inflate queue is the first of every driver's.
         if anew && queue == 0 {
             self.balloon.reset();
@@ -92,6 +93,7 @@ impl Device for BalloonDevice {
     }
 
     fn stopped(&mut self, queue: u16) {
+        tracing::debug!(queue, role = ?self.balloon.role(queue), "queue stopped");
         if self.held_from == Some(queue) {
             self.held_from = None;
         }
@@ -103,6 +105,7 @@ impl Device for BalloonDevice {
     fn handle(&mut self, queue: u16, chain: Chain<'_>) -> Outcome {
         let Some(role) = self.balloon.role(queue) else { return Outcome::Complete { written: 0 } };
         let outcome = self.balloon.handle(role, chain);
+        tracing::trace!(queue, ?role, ?outcome, "chain");
         let sequence = self.balloon.stats().sequence;
         if sequence != 0 && self.stats.is_none_or(|(last, _)| last != sequence) {
             self.stats = Some((sequence, Instant::now()));

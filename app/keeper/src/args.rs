@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// Seconds in which a VMM has to connect.
     #[arg(long, default_value_t = 60)]
     pub(crate) connect_timeout: u64,
-    /// Deaths of the back end within 10 seconds after which it is not started again.
+    /// Deaths of the back end within 10 seconds after which it is not started again for 30 seconds.
     #[arg(long, default_value_t = 5)]
     pub(crate) give_up_after: u32,
 }

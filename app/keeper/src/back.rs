@@ -104,13 +104,17 @@ pub(crate) struct Deaths {
     limit: usize,
 }
 
+/// How long a device rests whose back ends die again and again. Never for ever: a guest that shuts down waits until its balloon is
+/// empty, and somebody has to answer.
+const REST: Duration = Duration::from_secs(30);
+
 /// What is to be done after a death.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Start another at this moment.
     At(Instant),
-    /// Start none.
-    GiveUp,
+    /// Let the device rest until this moment.
+    Rest(Instant),
 }
 
 impl Deaths {
@@ -125,7 +129,7 @@ impl Deaths {
         }
         self.times.push_back(now);
         if self.times.len() >= self.limit {
-            return Next::GiveUp;
+            return Next::Rest(now + REST);
         }
         // The first death in a while is answered at once, the second after a pause.
         let again = u32::try_from(self.times.len()).unwrap_or(u32::MAX).saturating_sub(1);
@@ -139,19 +143,19 @@ mod test {
     use super::*;
 
     #[test]
-    fn deaths_in_a_row_are_answered_slower_and_then_not_at_all() {
+    fn deaths_in_a_row_are_answered_slower_and_slower() {
         let start = Instant::now();
         let mut deaths = Deaths::new(5);
         let pauses: Vec<_> = (0..5).map(|_| deaths.count(start)).collect();
         let after = |ms| Next::At(start + Duration::from_millis(ms));
-        assert_eq!(pauses, [after(0), after(25), after(50), after(100), Next::GiveUp]);
+        assert_eq!(pauses, [after(0), after(25), after(50), after(100), Next::Rest(start + REST)]);
 
         let mut deaths = Deaths::new(5);
         for second in 0..100 {
             let now = start + Duration::from_secs(3 * second);
             assert!(matches!(deaths.count(now), Next::At(_)), "one every three seconds may go on");
         }
-        assert_eq!(Deaths::new(0).count(start), Next::GiveUp);
+        assert_eq!(Deaths::new(0).count(start), Next::Rest(start + REST));
         let mut patient = Deaths::new(u32::MAX);
         (0..1000).for_each(|_| assert!(matches!(patient.count(start), Next::At(_))));
     }

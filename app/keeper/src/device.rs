@@ -24,8 +24,8 @@ pub(crate) struct Device {
     offered: Offered,
     config: ConfigCache,
     link: Option<Link>,
-    /// There will be no back end any more.
-    given_up: bool,
+    /// There will be no back end for a while.
+    resting: bool,
 }
 
 /// A front end's request that has not been answered.
@@ -77,6 +77,7 @@ impl Device {
 
     /// A back end has started and listens at the other end of `socket`: it is told what the front end has set.
     pub(crate) fn link(&mut self, socket: OwnedFd, now: Instant) -> Result<(), Useless> {
+        self.resting = false;
         self.link = Some(Link::new(socket, self.state.replay(), self.pending.is_some()));
         self.say(now)
     }
@@ -101,9 +102,9 @@ impl Device {
         self.answer(&Answer::Refused, now)
     }
 
-    /// There will be no further back end: answers are up to us.
-    pub(crate) fn give_up(&mut self, now: Instant) -> Result<(), End> {
-        self.given_up = true;
+    /// There will be no back end for a while: answers are up to us.
+    pub(crate) fn rest(&mut self, now: Instant) -> Result<(), End> {
+        self.resting = true;
         if self.pending.is_some() { self.answer_alone(now) } else { Ok(()) }
     }
 
@@ -185,7 +186,7 @@ impl Device {
     }
 
     fn hand_on(&mut self, now: Instant) -> Result<(), End> {
-        if self.given_up {
+        if self.resting {
             return self.answer_alone(now);
         }
         if let Some(link) = &mut self.link {

@@ -68,7 +68,6 @@ pub(crate) enum BackEnd {
     Living(Back),
     /// The next one starts at this moment.
     Due(Instant),
-    GivenUp,
 }
 
 impl Keeper {
@@ -113,7 +112,7 @@ impl Keeper {
     pub(crate) fn run(mut self) -> anyhow::Result<()> {
         tracing::info!(vm = %self.args.name, dir = %self.args.dir.display(), "keeper is up");
         loop {
-            self.start_if_due(Instant::now());
+            self.start_if_due(Instant::now())?;
             let events = self.wait()?;
             let now = Instant::now();
             for event in events {
@@ -242,8 +241,7 @@ impl Keeper {
                 back.dismissed = true;
                 back.kill();
             }
-            BackEnd::Due(_) => self.clear(),
-            BackEnd::GivenUp => {
+            BackEnd::Due(_) => {
                 // Another guest, another chance.
                 self.clear();
                 self.deaths = Deaths::new(self.args.give_up_after);
@@ -308,17 +306,17 @@ impl Keeper {
     fn next_start(&mut self, now: Instant) -> anyhow::Result<()> {
         match self.deaths.count(now) {
             Next::At(at) => self.back = BackEnd::Due(at),
-            Next::GiveUp => {
+            Next::Rest(until) => {
                 tracing::error!(
                     deaths = self.args.give_up_after,
-                    "the back end dies again and again; the VM goes on with the balloon it has"
+                    "the back end dies again and again; the VM goes on with the balloon it has, the device rests"
                 );
-                self.back = BackEnd::GivenUp;
+                self.back = BackEnd::Due(until);
                 self.control = None;
                 for index in 0..self.slots.len() {
-                    self.with_front(index, now, Device::give_up);
+                    self.with_front(index, now, Device::rest);
                 }
-                if self.slots.iter().all(|slot| slot.device.front().is_none()) {
+                if self.slots.iter().all(|slot| slot.device.front().is_none() && slot.next.is_none()) {
                     bail!("the back end cannot be kept alive, and no VMM is connected");
                 }
             }
@@ -326,16 +324,15 @@ impl Keeper {
         Ok(())
     }
 
-    fn start_if_due(&mut self, now: Instant) {
+    fn start_if_due(&mut self, now: Instant) -> anyhow::Result<()> {
         if !matches!(self.back, BackEnd::Due(at) if now >= at) {
-            return;
+            return Ok(());
         }
-        if let Err(error) = self.start(now) {
+        self.start(now).or_else(|error| {
             tracing::error!(error = format!("{error:#}"), "no back end");
-            if let Err(error) = self.next_start(now) {
-                tracing::error!(%error, "no further attempt");
-            }
-        }
+            self.kill_back();
+            if matches!(self.back, BackEnd::Living(_)) { Ok(()) } else { self.next_start(now) }
+        })
     }
 
     fn start(&mut self, now: Instant) -> anyhow::Result<()> {

@@ -17,8 +17,8 @@
 //!   The front end waits a little longer, and that is all.
 //! * *Front end gone*: what it said is forgotten, the back end replaced by one that begins with a cleared memory. User
 //!   Mode Linux connects anew when its guest reboots.
-//! * *Given up*: after 5 deaths within 10 seconds. The front end's requests are answered as if all were well, the guest
-//!   goes on with the balloon it has; the control socket is gone.
+//! * *Resting*: for 30 seconds after 5 deaths within 10. The front end's requests are answered as if all were well, the
+//!   guest goes on with the balloon it has; the control socket is gone meanwhile.
 //!
 //! It ends when the VMM that connected first has ended, when none connects in time, and on SIGTERM or SIGINT. It
 //! takes its back end and its sockets along.

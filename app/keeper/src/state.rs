@@ -55,6 +55,10 @@ impl State {
             // The ring is stopped until it gets a new kick.
             self.kept.remove(&(ring.saturating_add(1), KICK));
         }
+        if matches!(request, Request::GetFeatures) && self.is_plain() {
+            // How User Mode Linux stops its rings, see `plimsoll_vhost_user::Session`.
+            self.kept.retain(|(_, step), request| *step != KICK || request.ring().is_none());
+        }
         if matches!(request, Request::SetFeatures(acked) if acked & F_PROTOCOL_FEATURES == 0) {
             self.enable_by_kick();
         }
@@ -68,6 +72,11 @@ impl State {
         if matches!(request, Request::SetMemTable(_)) {
             self.kept.remove(&MEMORY);
         }
+    }
+
+    fn is_plain(&self) -> bool {
+        let features = self.kept.get(&FEATURES);
+        matches!(features, Some(Request::SetFeatures(acked)) if acked & F_PROTOCOL_FEATURES == 0)
     }
 
     /// Features without bit 30 were accepted: what rings were told before of enabling is void, and one that was disabled waits for
@@ -145,6 +154,8 @@ mod test {
         state.record(&Request::SetFeatures(1));
         assert!(!codes(&state).iter().any(|(code, _)| *code == Code::SetVringEnable));
         assert!(codes(&state).contains(&(Code::SetVringKick, Some(1))), "ring 1 goes on");
+        state.record(&Request::GetFeatures);
+        assert!(!codes(&state).iter().any(|(code, _)| *code == Code::SetVringKick));
         state.refused(&table(3));
         assert!(!codes(&state).contains(&(Code::SetMemTable, None)));
     }

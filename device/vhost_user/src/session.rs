@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use plimsoll_shm::{SharedWords, is_ready};
+use plimsoll_shm::{SharedWords, is_broken, is_ready};
 use rustix::event::PollFlags;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -143,7 +143,10 @@ impl<D: Device> Session<D> {
     /// Why it was not carried out. Requests whose answer has content never fail.
     pub fn request(&mut self, request: Request) -> Result<Answer, SessionError> {
         match request {
-            Request::GetFeatures => return Ok(Answer::Number(self.features())),
+            Request::GetFeatures => {
+                self.stop_plain();
+                return Ok(Answer::Number(self.features()));
+            }
             Request::GetProtocolFeatures => {
                 return Ok(Answer::Number(protocol::MQ | protocol::REPLY_ACK | protocol::CONFIG));
             }
@@ -222,8 +225,14 @@ impl<D: Device> Session<D> {
         }
     }
 
-    /// Returns a chain that the device held. False if it was not held.
+    /// Returns a chain that the device held. False if it was not held, or its driver is gone.
     pub fn complete(&mut self, ring: u16, head: u16, written: u32) -> bool {
+        let slot = self.rings.get_mut(usize::from(ring));
+        if let Some(slot) = slot.filter(|slot| slot.call.as_ref().is_some_and(is_broken)) {
+            // Nobody reads User Mode Linux' call pipe any more, so nobody owns the ring either.
+            slot.kick = None;
+            self.settle();
+        }
         let (Some(slot), Some(memory)) = (self.rings.get_mut(usize::from(ring)), &self.memory) else {
             return false;
         };
@@ -321,6 +330,21 @@ impl<D: Device> Session<D> {
         Answer::Base { ring, base: u32::from(base) }
     }
 
+    /// Without bit 30 a front end has no word for "stop". User Mode Linux, which always gets there, asks for the features
+    /// instead and waits for the answer before it frees its rings (arch/um/drivers/virtio_uml.c, `vu_del_vqs`).
+    /// Not to stop would be to write to memory that the guest uses for something else.
+    fn stop_plain(&mut self) {
+        if self.is_plain() {
+            self.rings.iter_mut().for_each(|slot| slot.kick = None);
+            self.settle();
+        }
+    }
+
+    /// Whether the features in force are without bit 30, so that rings are enabled by their kicks alone.
+    fn is_plain(&self) -> bool {
+        self.acked.is_some_and(|acked| acked & F_PROTOCOL_FEATURES == 0)
+    }
+
     /// Starts what can run and stops what cannot.
     fn settle(&mut self) {
         for ring in 0..u16::try_from(self.rings.len()).unwrap_or(0) {
@@ -338,8 +362,7 @@ impl<D: Device> Session<D> {
 
     fn is_runnable(&self, ring: u16) -> bool {
         let Some(slot) = self.rings.get(usize::from(ring)) else { return false };
-        let plain = self.acked.is_some_and(|acked| acked & F_PROTOCOL_FEATURES == 0);
-        let enabled = slot.enabled.unwrap_or(plain);
+        let enabled = slot.enabled.unwrap_or(self.is_plain());
         let ready = slot.size != 0 && slot.at.is_some() && slot.kick.is_some() && !slot.broken;
         enabled && ready && self.memory.is_some() && self.acked.is_some()
     }

@@ -269,6 +269,27 @@ fn rings_as_user_mode_linux_enables_and_disables_them() {
     guest.post(0, 4);
     session.kicked(0);
     assert_eq!(session.device().handled, [(0, 4)]);
+    // Its last driver is removed: it asks for the features, and frees the rings when it has them.
+    session.request(Request::GetFeatures).unwrap();
+    assert!(!session.is_running(0));
+    guest.post(0, 5);
+    session.work(0);
+    assert_eq!(guest.used(0), 1, "not a byte is written any more");
+}
+
+#[test]
+fn nothing_is_returned_to_a_driver_that_has_closed_its_call_pipe() {
+    let mut guest = Guest::new();
+    let mut session = guest.session();
+    guest.begin(&mut session);
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let call = Some(Arc::new(writer));
+    session.request(Request::SetVringFd { which: Code::SetVringCall, ring: 1, fd: call }).unwrap();
+    guest.post(1, 8);
+    session.kicked(1);
+    drop(reader);
+    assert!(!session.complete(1, 0, 0));
+    assert!(guest.used(1) == 0 && !session.is_running(1));
 }
 
 #[test]

@@ -25,5 +25,5 @@ mod words;
 pub use error::ShmError;
 pub use notify::Notifier;
 pub use pass::{MAX_FDS, Received, receive, send};
-pub use process::{Peer, die_with_parent, ended, is_ready, peer, process_handle};
+pub use process::{Peer, die_with_parent, ended, is_broken, is_ready, peer, process_handle};
 pub use words::SharedWords;

@@ -60,6 +60,12 @@ pub fn is_ready(fd: impl AsFd, what: PollFlags) -> bool {
     matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1))
 }
 
+/// Whether the other end of a pipe or socket is gone.
+pub fn is_broken(fd: impl AsFd) -> bool {
+    // Errors and hang-ups are told whether they are asked for or not (poll(2)).
+    is_ready(fd, PollFlags::empty())
+}
+
 /// Asks the kernel to kill this process when its parent ends (PR_SET_PDEATHSIG), so that a back end never
 /// outlives its keeper.
 ///
@@ -76,6 +82,17 @@ mod test {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn a_broken_pipe_is_known_without_writing_to_it() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        assert!(!is_broken(&writer) && is_ready(&writer, PollFlags::OUT));
+        drop(reader);
+        assert!(is_broken(&writer));
+        let counter = crate::Notifier::new().unwrap();
+        counter.poke();
+        assert!(!is_broken(&counter) && is_ready(&counter, PollFlags::IN));
+    }
 
     #[test]
     fn a_peer_is_known_and_an_end_is_seen() {

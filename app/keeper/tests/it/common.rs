@@ -13,10 +13,10 @@ use plimsoll_testbed::wait::poll_until;
 use plimsoll_units::{BalloonSize, Bytes, PageCount};
 
 /// Longer than anything takes on a busy machine.
-pub const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(90);
 
 /// The back end beside the keeper under test, built if the runner has not.
-pub fn backend() -> &'static Path {
+pub(crate) fn backend() -> &'static Path {
     static BACKEND: OnceLock<PathBuf> = OnceLock::new();
     BACKEND.get_or_init(|| {
         let keeper = Path::new(env!("CARGO_BIN_EXE_plimsoll-keeper"));
@@ -35,18 +35,18 @@ pub fn backend() -> &'static Path {
 }
 
 /// A keeper in a folder of its own.
-pub struct Keeper {
-    pub process: Process,
+pub(crate) struct Keeper {
+    pub(crate) process: Process,
     dir: ShmDir,
     log: PathBuf,
 }
 
 impl Keeper {
-    pub fn start(name: &str, maxmem: Bytes, more: &[&str]) -> Self {
+    pub(crate) fn start(name: &str, maxmem: Bytes, more: &[&str]) -> Self {
         Self::start_with(name, maxmem, backend(), more)
     }
 
-    pub fn start_with(name: &str, maxmem: Bytes, backend: &Path, more: &[&str]) -> Self {
+    pub(crate) fn start_with(name: &str, maxmem: Bytes, backend: &Path, more: &[&str]) -> Self {
         let dir = ShmDir::create(name).unwrap();
         let log = dir.path().join("keeper.log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll-keeper"));
@@ -65,34 +65,34 @@ impl Keeper {
         keeper
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("balloon.sock")
     }
 
-    pub fn control_socket(&self) -> PathBuf {
+    pub(crate) fn control_socket(&self) -> PathBuf {
         self.dir.path().join("control.sock")
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         u32::try_from(self.process.pid().as_raw_nonzero().get()).unwrap()
     }
 
     /// Looks until it is there; tells what the keeper said if it does not come.
-    pub fn wait<T>(&self, what: &str, mut look: impl FnMut(&Self) -> Option<T>) -> T {
+    pub(crate) fn wait<T>(&self, what: &str, mut look: impl FnMut(&Self) -> Option<T>) -> T {
         let found = poll_until(LIMIT, what, || look(self).ok_or_else(|| format!("{:?}", self.try_status())));
         found.unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
     }
 
     /// One question on a connection of its own.
-    pub fn try_ask(&self, op: Op) -> std::io::Result<Reply> {
+    pub(crate) fn try_ask(&self, op: Op) -> std::io::Result<Reply> {
         let mut socket = UnixStream::connect(self.control_socket())?;
         socket.set_read_timeout(Some(LIMIT))?;
         let mut line = serde_json::to_vec(&Request { v: VERSION, id: 7, op }).unwrap();
@@ -106,7 +106,7 @@ impl Keeper {
     }
 
     /// Asks until a back end answers: it may just be dying.
-    pub fn ask(&self, op: Op) -> Status {
+    pub(crate) fn ask(&self, op: Op) -> Status {
         let reply = poll_until(LIMIT, "an answer", || self.try_ask(op).map_err(|error| error.to_string()));
         match reply.unwrap_or_else(|error| panic!("{error}\n{}", self.log())).result {
             Outcome::Ok(status) => *status,
@@ -114,52 +114,62 @@ impl Keeper {
         }
     }
 
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         self.ask(Op::Status)
     }
 
-    pub fn try_status(&self) -> Option<Status> {
+    pub(crate) fn try_status(&self) -> Option<Status> {
         match self.try_ask(Op::Status).ok()?.result {
             Outcome::Ok(status) => Some(*status),
             Outcome::Error(_) => None,
         }
     }
 
-    pub fn set_balloon(&self, size: Bytes) -> Status {
+    pub(crate) fn set_balloon(&self, size: Bytes) -> Status {
         self.ask(Op::SetBalloon { pages: BalloonSize(size.pages_floor()) })
     }
 
     /// The back end's process, if there is one.
-    pub fn back_end(&self) -> Option<u32> {
+    pub(crate) fn back_end(&self) -> Option<u32> {
         children(self.pid()).into_iter().next()
     }
 
     /// Kills the back end, if there is one.
-    pub fn kill_back_end(&self) -> bool {
+    pub(crate) fn kill_back_end(&self) -> bool {
         let Some(pid) = self.back_end().and_then(|pid| i32::try_from(pid).ok()) else { return false };
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok()
     }
 }
 
-pub fn pages(size: Bytes) -> BalloonSize {
+pub(crate) fn pages(size: Bytes) -> BalloonSize {
     BalloonSize(PageCount(size.0 / 4096))
 }
 
 /// The children of a process, from /proc/PID/task/PID/children.
-pub fn children(pid: u32) -> Vec<u32> {
+pub(crate) fn children(pid: u32) -> Vec<u32> {
     let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// Descriptors a process has open.
-pub fn open_files(pid: u32) -> usize {
+pub(crate) fn open_files(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
 /// Processor time a process has used, in clock ticks: fields 14 and 15 of /proc/PID/stat (proc(5)).
-pub fn ticks(pid: u32) -> u64 {
+pub(crate) fn ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let after = stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned()).unwrap_or_default();
     after.split_ascii_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum()
+}
+
+/// Memory a process holds of its own, in KiB: RssAnon of /proc/PID/status (proc(5)), and RssFile, the program itself.
+pub(crate) fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.split_ascii_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+    };
+    field("RssAnon:") + field("RssFile:")
 }
