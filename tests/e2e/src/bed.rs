@@ -2,12 +2,13 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use plimsoll_api::http::{Event, ListView, VmView};
+use plimsoll_api::http::{Event, ListView, SOCKET_NAME, VmView};
 use plimsoll_testbed::bins::{Bins, Prefer, bins};
 use plimsoll_testbed::guard::{Marked, Process, ShmDir, leftovers};
 use plimsoll_testbed::skip::unless_available;
@@ -27,6 +28,8 @@ low = \"1M\"
 host-stall = \"100%\"
 ";
 
+/// Where the memory of User Mode Linux guests lies, in the bed's folder.
+const RAM: &str = "ram";
 /// How much of a log is shown when a test fails.
 const SHOWN_LINES: usize = 40;
 
@@ -55,6 +58,7 @@ impl Bed {
         let dir = ShmDir::create("e2e").expect("a directory in memory can be made");
         let mark = Marked::new("e2e").expect("a guardian can be started");
         fs::write(dir.path().join("plimsoll.toml"), config).expect("a file can be written there");
+        fs::create_dir(dir.path().join(RAM)).expect("a directory can be made there");
         let bed = Self { test: test.to_owned(), bins, daemon: RefCell::new(None), mark, dir };
         bed.start_daemon();
         Some(bed)
@@ -72,11 +76,16 @@ impl Bed {
         self.dir.path().join("run")
     }
 
-    /// A folder in memory that goes with the bed: for sockets and files of the test, and where the memory of User
-    /// Mode Linux guests lies.
+    /// A folder in memory that goes with the bed: for sockets and files of the test.
     #[must_use]
     pub fn scratch(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The folder, `TMPDIR` for all that is typed, in which the memory of User Mode Linux guests lies.
+    #[must_use]
+    pub fn ram(&self) -> PathBuf {
+        self.dir.path().join(RAM)
     }
 
     /// The programs under test.
@@ -95,7 +104,7 @@ impl Bed {
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.bins.plimsoll);
-        self.mark.put_on(&mut command).env("TMPDIR", self.dir.path()).stdin(Stdio::null());
+        self.mark.put_on(&mut command).env("TMPDIR", self.ram()).stdin(Stdio::null());
         command.arg("--run-dir").arg(self.run_dir()).args(args);
         command
     }
@@ -177,6 +186,24 @@ impl Bed {
         self.events(Some(name)).iter().filter(|event| event.kind == kind).count()
     }
 
+    /// One request to the daemon's API without a body, for what has no command: the status and the answer's text.
+    ///
+    /// # Panics
+    /// When there is no whole answer within [`PATIENCE`].
+    #[must_use]
+    #[track_caller]
+    pub fn http(&self, method: &str, path: &str) -> (u16, String) {
+        let mut socket = UnixStream::connect(self.run_dir().join(SOCKET_NAME)).expect("the daemon listens");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a limit can be set");
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: plimsoll\r\nconnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).expect("the daemon reads");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("the daemon answers");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer}"));
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+        (status.unwrap_or_else(|| panic!("no status: {head}")), body.to_owned())
+    }
+
     /// Starts the daemon and waits until it answers.
     ///
     /// # Panics
@@ -237,14 +264,14 @@ impl Bed {
         leftovers(self.mark.mark()).into_iter().filter(|line| !is_daemon(line)).collect()
     }
 
-    /// Files in the bed that a VM may have left: all but the daemon's own and the test's.
+    /// Files that a VM may have left: in its own folder, in the daemon's books, in memory.
     #[must_use]
     pub fn vm_files(&self) -> Vec<String> {
         let names = |dir: PathBuf| {
             let entries = fs::read_dir(dir).into_iter().flatten().flatten();
             entries.map(|entry| entry.path().display().to_string()).collect::<Vec<_>>()
         };
-        [names(self.run_dir().join("run")), names(self.run_dir().join("vms"))].concat()
+        [names(self.run_dir().join("run")), names(self.run_dir().join("vms")), names(self.ram())].concat()
     }
 
     /// Asserts that no process but the daemon and no file of any VM is left.

@@ -25,7 +25,7 @@ mod vm;
 
 pub use bed::{Bed, CALM};
 pub use said::{Lasting, Said, only, snapshot};
-pub use vm::{Adoptable, Kind, Vm, sizes};
+pub use vm::{Adoptable, Kind, NO_REPORTS, Vm, sizes};
 
 use std::time::Duration;
 

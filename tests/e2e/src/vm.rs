@@ -17,6 +17,13 @@ use crate::{Bed, PATIENCE, mib};
 /// How long a guest may take from `run` until its workload is ready.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
+/// For the guest's kernel: warnings and errors only, so that little gets between the workload's lines.
+const QUIET: &str = "loglevel=5";
+/// For the guest's kernel: reports no free pages, so that what comes back to the host comes through the balloon. The
+/// least order that would be reported is set to one that no free page has (`page_reporting_order`, mm/page_reporting.c
+/// of Linux 5.14 and later).
+pub const NO_REPORTS: &str = "loglevel=5 page_reporting.page_reporting_order=11";
+
 /// What runs a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -54,6 +61,7 @@ pub struct Vm<'b> {
 impl Bed {
     /// `plimsoll run --name NAME` with these sizes and `more` arguments, and waits until the workload is ready.
     ///
+    /// An `--append` among `more` replaces the words that the guest's kernel is given otherwise.
     /// `None`, after saying so loudly, where this machine has not what such a guest needs.
     ///
     /// # Panics
@@ -105,7 +113,9 @@ impl Bed {
         let mut args =
             vec!["run", "--name", name, "--memory", &memory, "--maxmem", &maxmem, "--floor", &floor];
         args.extend(["--vmm", word, "--kernel", &kernel, "--initrd", &initrd]);
-        args.extend(["--append", "loglevel=5"]);
+        if !more.contains(&"--append") {
+            args.extend(["--append", QUIET]);
+        }
         if kind == Kind::Qemu {
             // Emulation works everywhere; what has to be found out first is left to tests of `run` itself.
             args.extend(["--accel", "tcg"]);
@@ -194,8 +204,8 @@ impl Vm<'_> {
     #[must_use]
     #[track_caller]
     pub fn resident(&self) -> Bytes {
-        let tmpdir = (self.kind == Kind::Uml).then(|| self.bed.scratch());
-        resident(self.pid, tmpdir).unwrap_or_else(|error| panic!("{}: {error}", self.name))
+        let tmpdir = (self.kind == Kind::Uml).then(|| self.bed.ram());
+        resident(self.pid, tmpdir.as_deref()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
     /// Waits until the host's own count is as `is` wants it.
@@ -206,7 +216,7 @@ impl Vm<'_> {
     pub fn wait_resident(&self, what: &str, is: impl Fn(Bytes) -> bool) -> Bytes {
         let look = || {
             let now = self.resident();
-            if is(now) { Ok(now) } else { Err(format!("{}M", now.whole_mib())) }
+            if is(now) { Ok(now) } else { Err(format!("{}M; {:?}", now.whole_mib(), self.view().backend)) }
         };
         poll_until(PATIENCE, &format!("{}: the host's count to be {what}", self.name), look)
             .unwrap_or_else(|error| panic!("{error}"))

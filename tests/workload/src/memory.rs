@@ -11,6 +11,8 @@ use crate::pattern::{self, PAGE, Tag};
 
 /// Pages mapped at a time: memory is given back in steps of this, 1 MiB.
 const CHUNK_PAGES: usize = 256;
+/// Chunks for which the list of them is made large enough beforehand, 16 GiB, whatever is asked for.
+const MOST_RESERVED: usize = 1 << 14;
 /// How many wrong pages `verify` describes.
 const SHOWN: usize = 4;
 /// How often a waiting command looks whether it was stopped.
@@ -21,6 +23,8 @@ pub(crate) struct Chunk {
     map: MmapMut,
     seed: u64,
     first_page: u64,
+    /// How often each page was rewritten; empty until one is. A heap that grew along with what is filled would
+    /// leave a page of its own in every few MiB, and the kernel reports whole free blocks of 2 or 4 MiB only.
     generations: Vec<u32>,
 }
 
@@ -36,8 +40,8 @@ impl Chunk {
         if residence == Residence::Locked {
             map.lock()?;
         }
-        let mut chunk = Self { map, seed, first_page, generations: vec![0; pages] };
-        for index in 0..pages {
+        let mut chunk = Self { map, seed, first_page, generations: Vec::new() };
+        for index in 0..chunk.pages() {
             chunk.write(index);
         }
         Ok(chunk)
@@ -67,6 +71,9 @@ impl Chunk {
     }
 
     fn rewrite(&mut self, index: usize) {
+        if self.generations.is_empty() {
+            self.generations = vec![0; self.pages()];
+        }
         if let Some(generation) = self.generations.get_mut(index) {
             *generation = generation.wrapping_add(1);
         }
@@ -75,7 +82,7 @@ impl Chunk {
 
     /// How many pages it has.
     pub(crate) fn pages(&self) -> usize {
-        self.generations.len()
+        self.map.len() / PAGE
     }
 }
 
@@ -150,6 +157,7 @@ impl Held {
     ) -> std::io::Result<Done> {
         let wanted = usize::try_from(size.pages_ceil().0).map_err(std::io::Error::other)?;
         let mut left = wanted;
+        self.chunks.reserve(wanted.div_ceil(CHUNK_PAGES).min(MOST_RESERVED));
         while left > 0 && !job.stopped() {
             let pages = left.min(CHUNK_PAGES);
             self.chunks.push(Chunk::new(pages, seed, self.next_page, residence)?);
