@@ -6,6 +6,21 @@
 //! * [`wire`]: the messages. The keeper uses this part alone.
 //! * [`layout`]: what a keeper and its back end share, so that a back end may be killed between any two
 //!   stores and its successor goes on.
+//!
+//! What it does not do: it knows no device, opens nothing, and never waits; whoever owns a [`Session`] polls
+//! the descriptors it names.
+//!
+//! ```
+//! use plimsoll_vhost_user::wire::{Message, Request, flag};
+//!
+//! let payload = [0u32.to_ne_bytes(), 1u32.to_ne_bytes()].concat();
+//! let message = Message { code: 18, flags: flag::VERSION, payload, fds: Vec::new() };
+//! assert!(matches!(Request::parse(message)?, Request::SetVringEnable { ring: 0, on: true }));
+//!
+//! let cut_short = Message { code: 18, flags: flag::VERSION, payload: vec![0; 7], fds: Vec::new() };
+//! assert!(Request::parse(cut_short).is_err());
+//! # Ok::<(), plimsoll_vhost_user::wire::WireError>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod device;
@@ -14,6 +29,7 @@ pub mod layout;
 mod memory;
 mod ring;
 mod session;
+mod slot;
 mod throttle;
 pub mod wire;
 

@@ -3,17 +3,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use plimsoll_shm::{SharedWords, is_broken, is_ready};
-use rustix::event::PollFlags;
-use rustix::fs::OFlags;
+use plimsoll_shm::{SharedWords, is_broken};
 use rustix::io::Errno;
 
-use crate::layout::{MAX_RING_SIZE, MAX_RINGS};
-use crate::wire::{Answer, Code, F_PROTOCOL_FEATURES, F_VERSION_1, Region, Request, RingAddresses, protocol};
-use crate::{Device, Memory, MemoryError, Outcome, Ring, RingError, RingPlace};
-
-/// Chains of one ring that are worked on before others have their turn.
-const TURN: u32 = 16;
+use crate::layout::MAX_RINGS;
+use crate::slot::{Slot, poke};
+use crate::wire::{Answer, F_PROTOCOL_FEATURES, F_VERSION_1, Region, Request, protocol};
+use crate::{Device, Memory, MemoryError, Outcome, RingError};
 
 /// Why a request was not carried out. The session goes on.
 #[derive(Debug, thiserror::Error)]
@@ -56,44 +52,14 @@ pub struct Session<D> {
     breaks: u64,
 }
 
-/// A ring and what the front end said of it.
-#[derive(Debug)]
-struct Slot {
-    ring: Ring<SharedWords>,
-    size: u16,
-    at: Option<RingAddresses>,
-    kick: Option<Arc<OwnedFd>>,
-    call: Option<Arc<OwnedFd>>,
-    err: Option<Arc<OwnedFd>>,
-    enabled: Option<bool>,
-    /// Its last turn ended before its work did.
-    unfinished: bool,
-    /// The guest broke it; it rests until it is set up anew.
-    broken: bool,
-    /// How, until somebody asks.
-    fault: Option<RingError>,
-}
-
 impl<D: Device> Session<D> {
     /// A session that goes on where these rings' words stand. The guest may have `memory_limit` bytes at
     /// most. There are as many rings as words for them, or as the device has queues.
     pub fn new(device: D, words: impl IntoIterator<Item = SharedWords>, memory_limit: u64) -> Self {
         let queues = usize::from(device.queues()).min(MAX_RINGS);
-        let slot = |words| Slot {
-            ring: Ring::attach(words),
-            size: 0,
-            at: None,
-            kick: None,
-            call: None,
-            err: None,
-            enabled: None,
-            unfinished: false,
-            broken: false,
-            fault: None,
-        };
         Self {
             device,
-            rings: words.into_iter().take(queues).map(slot).collect(),
+            rings: words.into_iter().take(queues).map(Slot::new).collect(),
             memory: None,
             memory_limit,
             acked: None,
@@ -412,70 +378,6 @@ impl<D: Device> Session<D> {
             slot.broken = true;
             slot.fault = Some(fault);
         }
-    }
-}
-
-impl Slot {
-    fn set_size(&mut self, ring: u32, num: u32) -> Result<(), SessionError> {
-        let size = u16::try_from(num).ok().filter(|size| *size <= MAX_RING_SIZE && size.is_power_of_two());
-        self.size = size.ok_or(SessionError::Ring { ring, source: RingError::Size(num) })?;
-        Ok(())
-    }
-
-    fn set_fd(&mut self, which: Code, fd: Option<Arc<OwnedFd>>) {
-        if let Some(fd) = &fd {
-            // The front end may give a descriptor on which reading or writing waits. Where this is refused, the
-            // checks before each read and write have to do.
-            let _ =
-                rustix::fs::fcntl_getfl(fd).and_then(|f| rustix::fs::fcntl_setfl(fd, f | OFlags::NONBLOCK));
-        }
-        if which == Code::SetVringKick {
-            self.kick = fd;
-        } else if which == Code::SetVringCall {
-            self.call = fd;
-        } else {
-            self.err = fd;
-        }
-    }
-
-    fn place(&self, memory: &Memory) -> Option<RingPlace> {
-        let at = self.at?;
-        Some(RingPlace {
-            descriptors: memory.guest_address(at.descriptors)?,
-            available: memory.guest_address(at.available)?,
-            used: memory.guest_address(at.used)?,
-            size: self.size,
-        })
-    }
-
-    fn turn(
-        &mut self,
-        device: &mut impl Device,
-        ring: u16,
-        memory: &Memory,
-        returned: &mut bool,
-    ) -> Result<(), RingError> {
-        let map = memory.map_of_guest();
-        self.unfinished = false;
-        for _ in 0..TURN {
-            let Some(chain) = self.ring.pop(map)? else { return Ok(()) };
-            let head = chain.head_index();
-            if let Outcome::Complete { written } = device.handle(ring, chain) {
-                *returned |= self.ring.complete(map, head, written)?;
-            }
-        }
-        self.unfinished = true;
-        Ok(())
-    }
-}
-
-/// Tells the front end by a descriptor of its own, which may be full, closed, or no event counter at all.
-fn poke(fd: Option<&Arc<OwnedFd>>) {
-    if let Some(fd) = fd
-        && is_ready(fd, PollFlags::OUT)
-    {
-        // Full means that it has yet to look; closed (User Mode Linux closes its end first) that it never will.
-        let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
     }
 }
 

@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::layout::RING_WORDS;
+use crate::wire::{Code, RingAddresses};
 use crate::{Chain, MappedRegion};
 
 const GUEST: u64 = 0x10_0000;

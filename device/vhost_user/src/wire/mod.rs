@@ -10,6 +10,7 @@
 mod answer;
 mod code;
 mod error;
+mod fields;
 mod framer;
 mod message;
 mod region;
