@@ -49,8 +49,10 @@ impl<'c> Balance<'c> {
         let in_flight: Bytes = vms.iter().map(Vm::in_flight).sum();
         let over = claimed.minus(host.budget);
         let below = host.low.minus(host.available);
-        // Stalls without want of memory: free some more each second until they end.
-        let stall = if stalled > config.host_stall {
+        // Stalls while memory gets scarce: free some more each second until they end. Where there is plenty they have
+        // another cause, such as a program that meets the limit of its own cgroup.
+        let scarce = host.available < host.low.plus(host.low).plus(host.low).plus(host.low);
+        let stall = if scarce && stalled > config.host_stall {
             config.stall_step.of(host.budget).scale(dt_ms.min(1000), 1000)
         } else {
             Bytes::ZERO

@@ -31,10 +31,12 @@ pub struct Config {
     pub relax_share: Ppm,
     /// Share of the budget that relaxing leaves free for whoever comes into distress next.
     pub slack_share: Ppm,
-    /// Share of the time in which something on the host waited for memory above which the host is short.
-    /// 10 %: systemd-oomd and the kernel's documentation use 10 to 15 % for `some`.
+    /// Share of the time in which something on the host waited for memory above which the host is short, once
+    /// less than four times its low mark is available (with plenty available a stall has another cause, such as a
+    /// program at its own cgroup's limit). 10 %: the kernel's own example of a trigger is 15 % (`some 150000
+    /// 1000000`, Documentation/accounting/psi.rst).
     pub host_stall: Ppm,
-    /// Share of the budget freed each second while the host stalls though there is memory available.
+    /// Share of the budget freed each second while the host stalls though it is still above its low mark.
     pub stall_step: Ppm,
     /// Moves smaller than this are not worth a guest's while.
     pub least_move: Bytes,

@@ -224,6 +224,26 @@ mod test {
     }
 
     #[test]
+    fn stalls_count_only_where_memory_is_scarce() {
+        let config = Config::default();
+        for (available, short) in [(M(120), true), (M(1000), false)] {
+            let mut history = History::default();
+            let mut v = vm(1, M(64), M(256), M(512));
+            v.stats = stats(0, M(150));
+            let mut s = snapshot(0, M(1024), vec![v]);
+            s.host.available = available;
+            s.host.low = M(50);
+            s.host.psi = Some(PsiTotals::default());
+            plan_twice(&s, &config, &mut history);
+            s.now = MonoTime(1_000_000);
+            s.host.psi = Some(PsiTotals { some_us: 500_000, full_us: 0 });
+            let plan = plan_twice(&s, &config, &mut history);
+            assert_eq!(plan.host == HostState::Short, short, "{available} available");
+            assert_eq!(to(&plan, 1).is_some(), short);
+        }
+    }
+
+    #[test]
     fn old_statistics_are_not_read_as_if_the_balloon_had_not_moved() {
         let config = Config::default();
         let mut history = History::default();
