@@ -20,6 +20,8 @@ mod prepare;
 mod serve;
 mod status;
 
+use std::io::IsTerminal;
+
 use anyhow::Context;
 use clap::Parser;
 use plimsoll_vhost_user::handover::Handover;
@@ -31,6 +33,7 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
         )

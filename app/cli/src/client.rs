@@ -24,6 +24,9 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// The largest answer that is read, in bytes: 10,000 VMs of 2 KiB and room.
 const MAX_ANSWER: usize = 64 << 20;
 
+/// What helps whoever typed a name that no VM has.
+const LIST: &str = "`plimsoll list` shows those there are";
+
 /// Why the daemon could not be asked, or what it answered instead.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
@@ -154,8 +157,12 @@ impl Client {
             Err(_) => Vec::new(),
         };
         let hint = suggest::did_you_mean(name.as_str(), known.iter().map(|vm| vm.name.as_str()));
-        let hint = hint.unwrap_or_else(|| "`plimsoll list` shows those there are".to_string());
-        ClientError::Refused { status: StatusCode::NOT_FOUND, message: format!("{message}; {hint}") }
+        let message = match hint {
+            Some(hint) => format!("{message}; {hint}"),
+            None if message.contains(LIST) => message,
+            None => format!("{message}; {LIST}"),
+        };
+        ClientError::Refused { status: StatusCode::NOT_FOUND, message }
     }
 
     async fn ask(

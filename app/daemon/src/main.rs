@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to be done about a closed stderr.
-            let _ = writeln!(io::stderr(), "plimsolld: {error:#}");
+            let _ = writeln!(io::stderr(), "plimsolld: {}", explained(&error));
             ExitCode::FAILURE
         }
     }
@@ -69,4 +69,29 @@ fn print(path: Option<&std::path::Path>) -> anyhow::Result<()> {
     let config = path.map_or_else(|| Ok(config::Config::default()), config::Config::load)?;
     io::stdout().write_all(config.to_toml().as_bytes())?;
     Ok(())
+}
+
+/// An error with its causes, each told once: some tell their own cause themselves.
+fn explained(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| {
+        if told.is_empty() {
+            cause
+        } else if told.contains(&cause) {
+            told
+        } else {
+            format!("{told}: {cause}")
+        }
+    })
+}
+
+#[cfg(test)]
+mod test {
+    use super::explained;
+
+    #[test]
+    fn a_cause_that_was_told_already_is_not_told_again() {
+        let cause = std::io::Error::other("no such file");
+        let error = anyhow::Error::new(cause).context("cannot read x: no such file").context("cannot start");
+        assert_eq!(explained(&error), "cannot start: cannot read x: no such file");
+    }
 }

@@ -35,6 +35,8 @@ mod offered;
 mod sockets;
 mod state;
 
+use std::io::IsTerminal;
+
 use anyhow::Context;
 use clap::Parser;
 
@@ -44,6 +46,7 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
         )

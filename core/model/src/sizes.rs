@@ -81,7 +81,7 @@ impl Sizes {
         let floor =
             floor.unwrap_or_else(|| Bytes(memory.0 / 2).pages_floor().bytes().max(Self::LEAST.min(memory)));
         let weight = weight.unwrap_or(Self::DEFAULT_WEIGHT);
-        for (what, size) in [("maxmem", maxmem), ("memory", memory), ("floor", floor)] {
+        for (what, size) in [("memory", memory), ("maxmem", maxmem), ("floor", floor)] {
             if size == Bytes::ZERO {
                 return Err(SizesError::Zero(what));
             }
@@ -188,6 +188,8 @@ mod test {
             Err(E::FloorAboveMemory { floor: M(3), memory: M(2) })
         );
         assert_eq!(Sizes::new(M(0), M(4), None, None), Err(E::Zero("memory")));
+        // Where maxmem was not given it is what memory is, and memory is what was given.
+        assert_eq!(Sizes::new(M(0), M(0), None, None), Err(E::Zero("memory")));
         assert_eq!(Sizes::new(M(4), M(0), None, None), Err(E::Zero("maxmem")));
         assert_eq!(Sizes::new(M(4), M(4), Some(M(0)), None), Err(E::Zero("floor")));
         assert_eq!(Sizes::new(Bytes(5), M(4), None, None), Err(E::NotPages("memory", Bytes(5))));

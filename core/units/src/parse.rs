@@ -48,14 +48,14 @@ impl FromStr for Bytes {
         }
         let end = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
         let (number, suffix) = trimmed.split_at(end);
-        let shift = unit_shift(suffix.trim()).ok_or_else(|| ParseSizeError::Unit {
-            text: trimmed.to_string(),
-            suffix: suffix.trim().to_string(),
-        })?;
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if whole.is_empty() || fraction.contains('.') {
             return Err(ParseSizeError::NoNumber(trimmed.to_string()));
         }
+        let shift = unit_shift(suffix.trim()).ok_or_else(|| ParseSizeError::Unit {
+            text: trimmed.to_string(),
+            suffix: suffix.trim().to_string(),
+        })?;
         exact(whole, fraction, shift, trimmed).map(Bytes)
     }
 }
@@ -132,6 +132,7 @@ mod test {
         assert_eq!(size(" "), Err(ParseSizeError::Empty));
         assert!(matches!(size("-1M"), Err(ParseSizeError::Negative(_))));
         assert!(matches!(size("M"), Err(ParseSizeError::NoNumber(_))));
+        assert!(matches!(size("much"), Err(ParseSizeError::NoNumber(_))));
         assert!(matches!(size("1.2.3M"), Err(ParseSizeError::NoNumber(_))));
         assert!(matches!(size("5X"), Err(ParseSizeError::Unit { .. })));
         assert!(matches!(size("1e30"), Err(ParseSizeError::Unit { .. })));

@@ -62,7 +62,7 @@ fn mistakes_are_told_and_change_nothing() {
     assert_eq!(status.epoch, 1);
     for (arguments, word) in [
         (vec!["--name", "x", "--maxmem", "0"], "maxmem is 0"),
-        (vec!["--name", "x", "--maxmem", "lots"], "is no unit of memory"),
+        (vec!["--name", "x", "--maxmem", "lots"], "does not begin with a number"),
         (vec!["--name", "x"], "--maxmem"),
     ] {
         let other = ShmDir::create("mistakes").unwrap();
