@@ -103,20 +103,25 @@ impl Bed {
     /// `plimsoll` for this daemon, marked, without input: for what [`Bed::cli`] does not do.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
+        self.command_in(&self.run_dir(), args)
+    }
+
+    /// The same for another run folder.
+    #[must_use]
+    pub fn command_in(&self, run_dir: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(&self.bins.plimsoll);
         self.mark.put_on(&mut command).env("TMPDIR", self.ram()).stdin(Stdio::null());
-        command.arg("--run-dir").arg(self.run_dir()).args(args);
+        command.arg("--run-dir").arg(run_dir).args(args);
         command
     }
 
-    /// Types `plimsoll ARGS` and waits for its end.
+    /// Types `plimsoll ARGS` and waits for its end, as [`Said::by`] does.
     ///
     /// # Panics
     /// When it cannot be run.
     #[track_caller]
     pub fn cli(&self, args: &[&str]) -> Said {
-        let output = self.command(args).output().expect("the program was found and can be run");
-        Said::new(format!("plimsoll {}", args.join(" ")), &output)
+        Said::by(&mut self.command(args))
     }
 
     /// The same, and it must succeed.

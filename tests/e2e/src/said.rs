@@ -1,10 +1,14 @@
 //! What `plimsoll` said, and what may be expected of it.
 
-use std::process::Output;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 
 use plimsoll_api::http::{ListView, VmView};
 use plimsoll_model::Sizes;
 use plimsoll_units::MemTarget;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::PATIENCE;
 
 /// What a command said.
 #[derive(Clone, Debug)]
@@ -20,9 +24,28 @@ pub struct Said {
 }
 
 impl Said {
-    /// Takes over what a process left.
+    /// Runs a command to its end. One that takes longer than two minutes is killed, and has no exit code then.
+    ///
+    /// # Panics
+    /// When it cannot be run.
     #[must_use]
-    pub fn new(typed: String, output: &Output) -> Self {
+    #[track_caller]
+    pub fn by(command: &mut Command) -> Self {
+        let typed = format!("{command:?}");
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = child.unwrap_or_else(|error| panic!("cannot run {typed}: {error}"));
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        let (done, ended) = channel::<()>();
+        let watchdog = std::thread::spawn(move || {
+            if ended.recv_timeout(PATIENCE * 2) == Err(RecvTimeoutError::Timeout) {
+                // Gone at this very moment is as good.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        });
+        let output = child.wait_with_output();
+        drop(done);
+        watchdog.join().expect("it only waits");
+        let output = output.unwrap_or_else(|error| panic!("cannot read what {typed} says: {error}"));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Self { typed, code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
     }
@@ -38,7 +61,7 @@ impl Said {
     }
 
     /// Asserts a refusal: this exit code, nothing on standard output, and a message of this program's that has
-    /// every one of `words`, ends with no full stop and is no trace of a panic.
+    /// every one of `words` and is no trace of a panic.
     ///
     /// # Panics
     /// When it is not one.
@@ -49,10 +72,25 @@ impl Said {
         for word in words {
             assert!(self.stderr.contains(word), "`{word}` is not in {self:#?}");
         }
-        for never in ["panicked", "RUST_BACKTRACE", "thread 'main'"] {
+        // No trace of a panic, and no colours where there is no terminal, nor what is left of them when made harmless.
+        for never in ["panicked", "RUST_BACKTRACE", "thread 'main'", "\u{1b}", "\u{fffd}["] {
             assert!(!self.stderr.contains(never), "{self:#?}");
         }
+        self.says_nothing_twice();
         self.stderr
+    }
+}
+
+impl Said {
+    /// Each cause and each hint of a message's first line is told once.
+    #[track_caller]
+    fn says_nothing_twice(&self) {
+        let line = self.stderr.lines().next().unwrap_or_default();
+        let mut parts: Vec<_> =
+            line.split([':', ';']).map(str::trim).filter(|part| part.contains(' ')).collect();
+        parts.sort_unstable();
+        let twice = parts.windows(2).find(|pair| pair[0] == pair[1]);
+        assert_eq!(twice, None, "{self:#?}");
     }
 }
 
