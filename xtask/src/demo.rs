@@ -58,7 +58,7 @@ const LIVE_PERCENT: u64 = 80;
 /// Guests that have their turn at the same time.
 const AT_A_TIME: u64 = 2;
 /// No side takes longer: a hung one must not hang the demonstration.
-const SIDE_LIMIT: Duration = Duration::from_secs(600);
+const SIDE_LIMIT: Duration = Duration::from_secs(120);
 
 impl Plan {
     fn new(options: &Options) -> Result<Self> {
@@ -98,6 +98,8 @@ struct Outcome {
     elapsed_ms: u64,
     /// Guests that were killed or did not do their work, by what they said.
     lost: Vec<String>,
+    /// Processes that the host killed because the cgroup met its limit.
+    oom_kills: u64,
     /// Pages that had not the contents they should.
     mismatches: u64,
     /// The most that the guests used together.

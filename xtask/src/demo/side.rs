@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use plimsoll_api::http::ListView;
 use plimsoll_testbed::bins::{Bins, Prefer, bins};
 use plimsoll_testbed::guard::{Marked, ShmDir, TestCgroup};
-use plimsoll_testbed::guest::{Console, Guest, UmlSpec};
+use plimsoll_testbed::guest::{Console, Guest, Reply, UmlSpec};
 use plimsoll_testbed::images;
 use plimsoll_testbed::wait::poll_until;
 use plimsoll_units::Bytes;
@@ -28,8 +28,11 @@ pub(super) trait Side: Sized + Sync {
     /// Boots the guests inside `cgroup` and waits until all are ready.
     fn start(plan: Plan, cgroup: &TestCgroup) -> Result<Self>;
 
-    /// Their consoles, in order.
-    fn consoles(&self) -> Vec<&Console>;
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// Gives a guest a command and waits for what it answers. One that is gone is an error at once.
+    fn ask(&self, index: usize, command: &str, limit: Duration) -> Result<Reply>;
 
     /// What each may have and what of it is in the host's memory.
     fn sizes(&self) -> Vec<Seen>;
@@ -72,8 +75,12 @@ impl Side for Unmanaged {
         Ok(Self { guests })
     }
 
-    fn consoles(&self) -> Vec<&Console> {
-        self.guests.iter().map(Guest::console).collect()
+    fn count(&self) -> usize {
+        self.guests.len()
+    }
+
+    fn ask(&self, index: usize, command: &str, limit: Duration) -> Result<Reply> {
+        Ok(self.guests.get(index).context("there is no such guest")?.send(command, limit)?)
     }
 
     fn sizes(&self) -> Vec<Seen> {
@@ -120,8 +127,16 @@ impl Side for Managed {
         Ok(side)
     }
 
-    fn consoles(&self) -> Vec<&Console> {
-        self.consoles.iter().collect()
+    fn count(&self) -> usize {
+        self.consoles.len()
+    }
+
+    fn ask(&self, index: usize, command: &str, limit: Duration) -> Result<Reply> {
+        let reply = self.consoles.get(index).context("there is no such guest")?.ask(command, limit)?;
+        if !reply.is_ok() {
+            bail!("`{command}`: {}", reply.text());
+        }
+        Ok(reply)
     }
 
     fn sizes(&self) -> Vec<Seen> {

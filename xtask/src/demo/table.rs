@@ -71,6 +71,7 @@ pub(super) fn compare(plan: &Plan, outcomes: &[Outcome]) {
     row("pages swapped out", &|outcome| outcome.swapped_out_pages.to_string());
     row("elapsed", &|outcome| out::seconds(Duration::from_millis(outcome.elapsed_ms)));
     row("guests killed or lost", &|outcome| format!("{} of {}", outcome.lost.len(), plan.guests));
+    row("killed by the host's OOM", &|outcome| outcome.oom_kills.to_string());
     row("wrong pages", &|outcome| outcome.mismatches.to_string());
     row("most used at once", &|outcome| format!("{}M", outcome.peak.whole_mib()));
     for outcome in outcomes {
