@@ -42,6 +42,8 @@ pub(crate) struct Vm {
     pub(crate) driver: Option<Driver>,
     /// What was seen last.
     pub(crate) seen: Option<Observation>,
+    /// What was seen last is of another guest than what was seen before: it was rebooted since the last tick.
+    pub(crate) rebooted: bool,
     /// What is wrong.
     pub(crate) problem: Option<String>,
     /// Who answers.
@@ -90,6 +92,7 @@ impl Vm {
             restored,
             driver: None,
             seen: None,
+            rebooted: false,
             problem: None,
             peer: None,
             process_resident: None,
@@ -134,6 +137,9 @@ impl Vm {
             None if self.restored => Link::Unreachable,
             None => Link::NoDriver,
             Some(seen) if now.millis_since(seen.at) > STALE_MS => Link::Unreachable,
+            // The arbiter is to see a guest begin, also one that was up again before the tick: what that holds is
+            // no memory that it took back in distress.
+            Some(_) if self.rebooted => Link::NoDriver,
             Some(seen) if seen.driver_up => Link::Up,
             Some(_) => Link::NoDriver,
         }
@@ -275,6 +281,16 @@ mod test {
         assert_eq!(vm.life(at_second(200)), Life::Unreachable);
         vm.end(at_second(201));
         assert_eq!((vm.life(at_second(201)), vm.guaranteed()), (Life::Gone, Bytes::ZERO));
+    }
+
+    #[test]
+    fn a_new_guest_is_shown_without_a_driver_first() {
+        let mut vm = vm(false);
+        vm.seen = Some(seen(1_000_000, true));
+        vm.rebooted = true;
+        assert_eq!((vm.life(at_second(1)), vm.link(at_second(1))), (Life::Running, Link::NoDriver));
+        vm.rebooted = false;
+        assert_eq!(vm.link(at_second(1)), Link::Up);
     }
 
     #[test]

@@ -38,6 +38,7 @@ impl Daemon {
             vm.seen = Some(seen);
         }
         let after = vm.told.start;
+        vm.rebooted = before.zip(after).is_some_and(|((before, _), (after, _))| before != after);
         let stranger = reading.peer.filter(|_| vm.peer != reading.peer).and_then(|peer| peer.pid);
         vm.peer = reading.peer;
         if let Some(process) = stranger.and_then(process::now) {

@@ -93,6 +93,28 @@ fn a_back_end_that_restarts_and_a_guest_that_reboots_get_their_target_again() {
     );
 }
 
+/// Its new driver is up before the next tick: the memory that the new guest begins with was not taken back in distress.
+#[test]
+fn a_guest_that_reboots_between_two_ticks_is_not_in_distress() {
+    let daemon = Daemon::start(CONFIG);
+    let backend = Backend::start(daemon.dir.path(), "a", 512, 100);
+    daemon.run_vm("a", &backend, sizes(256, 512, 128));
+    wait_for("the target", || (daemon.show("a").actual == mib(256)).then_some(()));
+    {
+        let mut guest = backend.guest();
+        guest.rate = Bytes::mib(64);
+        guest.status.generation += 1;
+        guest.status.num_pages = Default::default();
+        guest.status.actual = Default::default();
+    }
+    wait_for("the reboot", || daemon.kinds("a").contains(&"rebooted".to_owned()).then_some(()));
+    assert!(daemon.show("a").actual > mib(300));
+    wait_for("the target again", || (daemon.show("a").actual == mib(256)).then_some(()));
+    assert_eq!(daemon.show("a").target, mib(256));
+    let kinds = daemon.kinds("a");
+    assert!(!kinds.contains(&"distressed".to_owned()), "{kinds:?}");
+}
+
 #[test]
 fn what_a_vm_held_is_free_at_once_when_its_vmm_ends() {
     let daemon =
