@@ -19,8 +19,9 @@ fn reboots(test: &str, kind: Kind) {
     let after = vm.view();
     assert_eq!((after.id, after.vmm, after.keeper), (before.id, before.vmm, before.keeper));
     assert_eq!(after.target.0, mib(scale.low));
-    let rebooted = bed.count("web", "rebooted");
-    assert_eq!(rebooted, 1, "{:#?}", bed.events(Some("web")));
+    for (kind, times) in [("rebooted", 1), ("distressed", 0), ("stuck", 0)] {
+        assert_eq!(bed.count("web", kind), times, "{kind}: {:#?}", bed.events(Some("web")));
+    }
     vm.wait_resident("at most the target", |now| now <= mib(scale.low));
 
     // No page that the new guest uses is counted as the old one's.

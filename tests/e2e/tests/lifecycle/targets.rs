@@ -6,6 +6,8 @@ use plimsoll_units::Bytes;
 
 use crate::{Scale, fill_and_verify};
 
+/// What has to come back at least when the target goes down.
+const COMES_BACK: Bytes = mib(16);
 /// What the guest's own account and its statistics may differ by: they are taken at different moments.
 const APART: Bytes = mib(6);
 
@@ -19,16 +21,13 @@ fn follows(test: &str, kind: Kind) {
     fill_and_verify(&vm, mib(scale.fill));
     statistics_match(&vm);
     vm.send("free");
+    // The guest keeps it, until it is asked; so much of it that the target below cannot be met by chance.
     let filled = vm.resident();
-    assert!(filled >= mib(scale.fill), "{filled}");
+    assert!(filled >= mib(scale.low).plus(COMES_BACK), "{filled}");
 
     bed.ok(&["set", "web", &format!("memory={}M", scale.low)]);
     vm.reaches(mib(scale.low));
-    let lowered = vm.wait_resident("at most the target", |now| now <= mib(scale.low));
-    assert!(
-        filled.minus(lowered) >= mib(scale.memory - scale.low) || lowered <= mib(scale.low),
-        "{filled} {lowered}"
-    );
+    vm.wait_resident("at most the target", |now| now <= mib(scale.low));
     assert!(vm.meminfo("available") < mib(scale.low));
 
     bed.ok(&["set", "web", &format!("memory={}M", scale.memory)]);
@@ -53,7 +52,6 @@ fn statistics_match(vm: &Vm<'_>) {
     let what = format!("statistics near free={free} available={available}");
     let view = vm.wait(&what, PATIENCE, is);
     assert!(view.stats_age_ms.is_some_and(|age| age < 5_000), "{view:#?}");
-    // Linux counts its balloon as neither free nor there: MemTotal shrinks with it since 4.?, so only an upper bound.
     let total = view.stats.and_then(|sample| sample.stats.total).expect("a total");
     assert!(total <= view.sizes.maxmem() && total >= available, "{view:#?}");
 }
