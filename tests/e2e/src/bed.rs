@@ -209,6 +209,19 @@ impl Bed {
         (status.unwrap_or_else(|| panic!("no status: {head}")), body.to_owned())
     }
 
+    /// Waits until something of a kind has happened to a VM at least once.
+    ///
+    /// # Panics
+    /// With all that has happened to it, when it has not within [`PATIENCE`].
+    #[track_caller]
+    pub fn wait_event(&self, name: &str, kind: &str) {
+        let look = || {
+            let events = self.events(Some(name));
+            if events.iter().any(|event| event.kind == kind) { Ok(()) } else { Err(format!("{events:#?}")) }
+        };
+        poll_until(PATIENCE, &format!("{name}: {kind}"), look).unwrap_or_else(|error| panic!("{error}"));
+    }
+
     /// Starts the daemon and waits until it answers.
     ///
     /// # Panics

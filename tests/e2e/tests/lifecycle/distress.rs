@@ -25,7 +25,7 @@ fn distress(test: &str, kind: Kind) {
     // Back to the baseline, but for what is not worth a move.
     let near = mib(scale.memory + 1);
     vm.wait("to be near its baseline", PATIENCE, |view| view.target.0 <= near && view.actual == view.target);
-    assert!(bed.count("web", "relieved") >= 1, "{:#?}", bed.events(Some("web")));
+    bed.wait_event("web", "relieved");
     waits_while_held(&bed, &vm, mib(scale.memory));
 }
 
@@ -36,7 +36,7 @@ fn is_answered(bed: &Bed, vm: &Vm<'_>, memory: Bytes) {
     let view =
         vm.wait("to be granted more", PATIENCE, |view| view.target.0 > memory && view.actual == view.target);
     assert!(view.target.0 <= view.sizes.maxmem(), "{view:#?}");
-    assert!(bed.count("web", "distressed") >= 1, "{:#?}", bed.events(Some("web")));
+    bed.wait_event("web", "distressed");
     let explain: Explain = bed.json(&["explain", "web"]);
     let granted = explain.changes.iter().find(|change| matches!(change.reason, Reason::Distress { .. }));
     let granted = granted.unwrap_or_else(|| panic!("no change for distress in {explain:#?}"));

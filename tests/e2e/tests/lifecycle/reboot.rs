@@ -14,6 +14,8 @@ fn reboots(test: &str, kind: Kind) {
 
     vm.begin("reboot");
     vm.console.wait_ready(2, PATIENCE * 2).unwrap_or_else(|error| panic!("{error}"));
+    // Down and up again may fit between two ticks: until the daemon has seen it, the old guest is shown.
+    bed.wait_event("web", "rebooted");
     vm.wait("to be ballooned to its target again", PATIENCE, |view| view.actual.0 == mib(scale.low));
     // Nobody took the reboot for another VM, or for a reason to give it more.
     let after = vm.view();
