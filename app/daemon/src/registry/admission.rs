@@ -37,7 +37,7 @@ pub(crate) fn admit(
     let hint = if most >= plimsoll_model::Sizes::LEAST {
         format!("memory may be {most} at most")
     } else {
-        "stop another VM, or lower floors".to_owned()
+        "stop another VM first".to_owned()
     };
     Err(DoesNotFit { name: name.clone(), memory, overhead, guaranteed, budget, hint })
 }
