@@ -263,10 +263,11 @@ pub(crate) fn distress_reason(config: &Config, vm: &Vm<'_>, granted: Bytes) -> R
     }
 }
 
-/// A move by `share` of `distance` for each second of `dt_ms`, at least `least` unless less is left.
+/// A move by `share` of `distance` for each second of `dt_ms`, at least `least`, and all of it where less than
+/// that would be left: nobody shall rest just beside where it belongs.
 pub(crate) fn step(distance: Bytes, share: Ppm, dt_ms: u64, least: Bytes) -> Bytes {
-    let step = share.of(distance).scale(dt_ms.min(8000), 1000);
-    step.max(least).min(distance)
+    let step = share.of(distance).scale(dt_ms.min(8000), 1000).max(least).min(distance);
+    if distance.minus(step) < least { distance } else { step }
 }
 
 /// The target as the model has it.

@@ -224,6 +224,25 @@ mod test {
     }
 
     #[test]
+    fn an_idle_guest_comes_to_rest_at_its_baseline() {
+        let config = Config::default();
+        let mut history = History::default();
+        let mut v = vm(1, M(64), M(128), M(512));
+        v.target = MemTarget(M(300).minus(Bytes(4096)));
+        v.actual = v.target;
+        for second in 0..60 {
+            v.stats = stats(second * 1000, v.actual.0.minus(M(40)));
+            let plan = plan_twice(&snapshot(second * 1000, M(1024), vec![v.clone()]), &config, &mut history);
+            if let Some(target) = to(&plan, 1) {
+                assert!(target < v.target.0, "slowly, and one way");
+                v.target = MemTarget(target);
+                v.actual = v.target;
+            }
+        }
+        assert_eq!(v.target.0, M(128));
+    }
+
+    #[test]
     fn stalls_count_only_where_memory_is_scarce() {
         let config = Config::default();
         for (available, short) in [(M(120), true), (M(1000), false)] {
