@@ -32,4 +32,10 @@ pub(crate) struct Args {
     /// Deaths of the back end within 10 seconds after which it is not started again for 30 seconds.
     #[arg(long, default_value_t = 5)]
     pub(crate) give_up_after: u32,
+    /// Give the guest's memory back to the host when the VMM has ended, also where others still have it open.
+    ///
+    /// For User Mode Linux: killed, it leaves helper processes that have all of it mapped. Not for a VMM that goes on
+    /// in another process than the one that connects.
+    #[arg(long)]
+    pub(crate) memory_ends_with_vmm: bool,
 }

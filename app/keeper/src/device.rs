@@ -8,6 +8,7 @@ use plimsoll_vhost_user::wire::{Answer, Code, Message, Progress, Request, protoc
 use rustix::event::PollFlags;
 
 use crate::front::{End, Front};
+use crate::leavings::Memory;
 use crate::link::{Link, Step, Useless};
 use crate::offered::{ConfigCache, Offered};
 use crate::state::State;
@@ -41,6 +42,11 @@ impl Device {
     /// The front end, if one is connected.
     pub(crate) fn front(&self) -> Option<&Front> {
         self.front.as_ref()
+    }
+
+    /// The guest's memory, as far as the front end has shown it.
+    pub(crate) fn memory(&self) -> &Memory {
+        self.state.memory()
     }
 
     /// What to wait for on the front end's socket.

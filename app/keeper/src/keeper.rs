@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -11,6 +12,7 @@ use plimsoll_units::Bytes;
 use plimsoll_vhost_user::Throttle;
 use plimsoll_vhost_user::handover::Handover;
 use plimsoll_vhost_user::layout::Layout;
+use plimsoll_vhost_user::wire::Region;
 use rustix::net::SocketFlags;
 
 use crate::args::Args;
@@ -18,6 +20,7 @@ use crate::back::{Back, Deaths, Next};
 use crate::device::Device;
 use crate::events::Event;
 use crate::front::{End, Front};
+use crate::leavings;
 use crate::link::Useless;
 use crate::sockets::{Folder, Socket};
 
@@ -61,6 +64,8 @@ pub(crate) struct Slot {
     clearing: bool,
     /// A front end that may come in after that.
     pub(crate) next: Option<Front>,
+    /// The memory of the front end that has gone, until another comes in: its VMM may be about to end.
+    left: Vec<(Region, Arc<OwnedFd>)>,
 }
 
 /// Whether there is a back end.
@@ -86,7 +91,13 @@ impl Keeper {
         let mut slots = Vec::new();
         for name in DEVICES {
             let socket = Socket::listen(&folder, name)?;
-            slots.push(Slot { socket, device: Device::default(), clearing: false, next: None });
+            slots.push(Slot {
+                socket,
+                device: Device::default(),
+                clearing: false,
+                next: None,
+                left: Vec::new(),
+            });
         }
         let control = Some(Socket::listen(&folder, CONTROL)?);
         let now = Instant::now();
@@ -123,6 +134,7 @@ impl Keeper {
                     }
                     Event::VmmGone => {
                         tracing::info!("the VMM has ended");
+                        self.take_memory_back();
                         return Ok(());
                     }
                     Event::Poke => self.config_changed(),
@@ -202,6 +214,7 @@ impl Keeper {
         tracing::info!(pid = front.pid, "front end connected");
         self.layout.connected(index);
         if let Some(slot) = self.slots.get_mut(index) {
+            slot.left.clear();
             slot.device.connect(front);
         }
     }
@@ -231,6 +244,9 @@ impl Keeper {
     /// A front end is gone. The back end has its guest's memory mapped and its rings in hand: it goes too.
     fn front_gone(&mut self, index: usize, now: Instant) {
         let Some(slot) = self.slots.get_mut(index) else { return };
+        if self.args.memory_ends_with_vmm {
+            slot.left = slot.device.memory().to_vec();
+        }
         slot.device.disconnect();
         slot.clearing = true;
         if self.vmm.is_none() {
@@ -260,6 +276,14 @@ impl Keeper {
             if let Some(front) = next {
                 self.let_in(index, front);
             }
+        }
+    }
+
+    /// The VMM has ended, and what it left of its guest's memory is of use to nobody.
+    fn take_memory_back(&self) {
+        if self.args.memory_ends_with_vmm {
+            let tables = self.slots.iter().flat_map(|slot| [slot.device.memory(), &slot.left]);
+            tables.for_each(leavings::discard);
         }
     }
 

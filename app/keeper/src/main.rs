@@ -21,7 +21,7 @@
 //!   guest goes on with the balloon it has; the control socket is gone meanwhile.
 //!
 //! It ends when the VMM that connected first has ended, when none connects in time, and on SIGTERM or SIGINT. It
-//! takes its back end and its sockets along.
+//! takes its back end and its sockets along, and, where it was told so, the memory that a VMM has left behind.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -30,6 +30,7 @@ mod device;
 mod events;
 mod front;
 mod keeper;
+mod leavings;
 mod link;
 mod offered;
 mod sockets;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use plimsoll_vhost_user::layout::MAX_RINGS;
 use plimsoll_vhost_user::wire::{Code, F_PROTOCOL_FEATURES, Request};
 
+use crate::leavings::Memory;
+
 /// The last request of each kind, for each ring. Not a log: what was said before the last is of no interest.
 ///
 /// Never remembered are SET_VRING_BASE and SET_CONFIG. Their values live in the shared memory and have moved on
@@ -72,6 +74,11 @@ impl State {
         if matches!(request, Request::SetMemTable(_)) {
             self.kept.remove(&MEMORY);
         }
+    }
+
+    /// The memory table, empty if there is none.
+    pub(crate) fn memory(&self) -> &Memory {
+        if let Some(Request::SetMemTable(table)) = self.kept.get(&MEMORY) { table } else { &[] }
     }
 
     fn is_plain(&self) -> bool {

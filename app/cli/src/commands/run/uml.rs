@@ -74,7 +74,10 @@ impl Uml {
             ("--maxmem", sizes.maxmem().0.to_string().into()),
             ("--initial-balloon", balloon.0.0.to_string().into()),
         ];
-        let args = pairs.into_iter().flat_map(|(option, value)| [option.into(), value]).collect();
+        let mut args: Vec<OsString> =
+            pairs.into_iter().flat_map(|(option, value)| [option.into(), value]).collect();
+        // Helper processes of a User Mode Linux that was killed have its memory mapped until `stop` finds them.
+        args.push("--memory-ends-with-vmm".into());
         Launch { program: self.keeper.clone(), args, env: Vec::new() }
     }
 
@@ -125,7 +128,7 @@ mod test {
         let keeper = uml.keeper(&"web".parse().unwrap(), sizes, &dir);
         let words: Vec<&str> = keeper.args.iter().map(|a| a.to_str().unwrap()).collect();
         let expected = "--name web --dir /run/plimsoll/run/web --backend /usr/bin/plimsoll-backend \
-            --maxmem 268435456 --initial-balloon 49152";
+            --maxmem 268435456 --initial-balloon 49152 --memory-ends-with-vmm";
         assert_eq!(words.join(" "), expected);
     }
 

@@ -1,0 +1,9 @@
+//! SIGKILL, twenty times each, to every program of Plimsoll and to VMMs, while memory moves.
+
+mod back_end;
+mod daemon;
+mod keeper;
+mod kit;
+mod probe;
+mod reports;
+mod rest;
