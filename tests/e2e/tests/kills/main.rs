@@ -5,5 +5,7 @@ mod daemon;
 mod keeper;
 mod kit;
 mod probe;
+mod ram;
 mod reports;
 mod rest;
+mod vmm;
