@@ -11,7 +11,7 @@ use std::{
 };
 
 use plimsoll_api::http::{Endpoint, ProcessRef};
-use plimsoll_model::{Sizes, VmId, VmName};
+use plimsoll_model::{Sizes, Tunables, VmId, VmName};
 use plimsoll_units::MemTarget;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,8 @@ pub(crate) struct SavedVm {
     pub(crate) sizes: Sizes,
     pub(crate) target: MemTarget,
     pub(crate) hold: Option<MemTarget>,
+    #[serde(default)]
+    pub(crate) tunables: Tunables,
     pub(crate) owner_uid: u32,
     pub(crate) vmm: Option<ProcessRef>,
     pub(crate) keeper: Option<ProcessRef>,
@@ -54,6 +56,7 @@ impl SavedVm {
             sizes,
             target,
             hold: None,
+            tunables: Tunables::default(),
             owner_uid,
             vmm: None,
             keeper: None,

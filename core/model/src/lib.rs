@@ -14,14 +14,18 @@
 
 extern crate alloc;
 
+mod agent;
 mod name;
 mod plan;
 mod sample;
 mod sizes;
 mod stats;
+mod tunables;
 
+pub use agent::{AgentSample, AgentStats};
 pub use name::{NameError, VmId, VmName};
 pub use plan::{Action, HostState, Plan, Reason, Signal, Verdict, VmState};
 pub use sample::{HostSample, Link, PsiTotals, Snapshot, VmSample};
 pub use sizes::{Sizes, SizesError};
 pub use stats::{GuestStats, StatsSample};
+pub use tunables::{TunableError, Tunables};

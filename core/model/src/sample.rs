@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
 use serde::{Deserialize, Serialize};
 
-use crate::{Sizes, StatsSample, VmId, VmName};
+use crate::{AgentSample, Sizes, StatsSample, Tunables, VmId, VmName};
 
 /// Everything the arbiter may know at one tick.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,4 +79,10 @@ pub struct VmSample {
     pub hold: Option<MemTarget>,
     /// The guest's word, if it ever gave one.
     pub stats: Option<StatsSample>,
+    /// The word of the agent inside the guest, if one ever spoke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentSample>,
+    /// Its self-ballooning settings.
+    #[serde(default, skip_serializing_if = "Tunables::is_default")]
+    pub tunables: Tunables,
 }

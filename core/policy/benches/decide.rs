@@ -4,7 +4,9 @@
 //! distress and the host is over its budget, so that every part of the arbiter works.
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
-use plimsoll_model::{GuestStats, HostSample, Link, Sizes, Snapshot, StatsSample, VmId, VmName, VmSample};
+use plimsoll_model::{
+    GuestStats, HostSample, Link, Sizes, Snapshot, StatsSample, Tunables, VmId, VmName, VmSample,
+};
 use plimsoll_policy::{Config, History, decide};
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
 
@@ -26,6 +28,8 @@ fn snapshot(n: u64, now: MonoTime) -> Snapshot {
                 resident: Some(memory),
                 hold: None,
                 stats: Some(StatsSample { at: now, stats }),
+                agent: None,
+                tunables: Tunables::default(),
             }
         })
         .collect();

@@ -345,7 +345,7 @@ mod test {
             let target = if settled { sizes.clamp(target) } else { MemTarget(target) };
             let actual = MemTarget(if settled { actual.min(sizes.maxmem()) } else { actual });
             let name = VmName::new(&format!("vm{id}")).unwrap();
-            VmSample { id: VmId(id), name, sizes, overhead, link, target, actual, resident, hold: hold.map(MemTarget), stats }
+            VmSample { id: VmId(id), name, sizes, overhead, link, target, actual, resident, hold: hold.map(MemTarget), stats, agent: None, tunables: Tunables::default() }
         }
     }
 

@@ -270,6 +270,7 @@ impl Guest {
             actual,
             resident: None,
             stats: self.stats,
+            agent: None,
             generation: self.generation,
             epoch: 0,
             backend: None,

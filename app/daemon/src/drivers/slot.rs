@@ -12,7 +12,7 @@ use std::{
 };
 
 use plimsoll_api::http::BackendView;
-use plimsoll_model::StatsSample;
+use plimsoll_model::{AgentSample, StatsSample};
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
 use tokio::sync::{Notify, oneshot};
 
@@ -29,6 +29,8 @@ pub(crate) struct Observation {
     pub(crate) resident: Option<Bytes>,
     /// The guest's word.
     pub(crate) stats: Option<StatsSample>,
+    /// The word of the agent in the guest.
+    pub(crate) agent: Option<AgentSample>,
     /// Rises when the guest is rebooted; 0 before a VMM was there at all.
     pub(crate) generation: u64,
     /// Rises when a back end is started; 0 where there is none.

@@ -135,6 +135,7 @@ fn observe(status: &Status, maxmem: Bytes, now: MonoTime, before: Option<&Observ
         actual: MemTarget::from_balloon(maxmem, status.actual),
         resident: Some(status.resident.min(maxmem)),
         stats,
+        agent: None,
         generation: status.generation,
         epoch: status.epoch,
         backend: Some(BackendView {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use plimsoll_model::{HostSample, Link, PsiTotals, Sizes, StatsSample, VmId, VmSample};
+use plimsoll_model::{HostSample, Link, PsiTotals, Sizes, StatsSample, Tunables, VmId, VmSample};
 use plimsoll_policy::decide;
 use plimsoll_units::MonoTime;
 use serde::Deserialize;
@@ -58,6 +58,8 @@ fn snapshots(n: u64) -> impl FnMut(&[plimsoll_model::Action], u64) -> Snapshot {
             resident: None,
             hold: None,
             stats: None,
+            agent: None,
+            tunables: Tunables::default(),
         })
         .collect();
     move |actions, tick| {

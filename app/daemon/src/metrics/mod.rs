@@ -242,6 +242,7 @@ mod test {
             actual: MemTarget(Bytes::mib(300)),
             resident: Some(Bytes::mib(200)),
             stats: Some(StatsSample { at: clock::now(), stats }),
+            agent: None,
             generation: 1,
             epoch: 2,
             backend: Some(plimsoll_api::http::BackendView {

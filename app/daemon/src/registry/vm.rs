@@ -181,6 +181,8 @@ impl Vm {
             resident: self.resident(),
             hold: self.saved.hold,
             stats: self.seen.as_ref().and_then(|seen| seen.stats),
+            agent: self.seen.as_ref().and_then(|seen| seen.agent),
+            tunables: self.saved.tunables,
         }
     }
 
@@ -253,6 +255,7 @@ mod test {
             actual: MemTarget(Bytes::mib(300)),
             resident: Some(Bytes::mib(200)),
             stats: None,
+            agent: None,
             generation: 1,
             epoch: 1,
             backend: None,

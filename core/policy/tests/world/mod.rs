@@ -1,7 +1,7 @@
 //! A small closed loop around the arbiter: guests that obey at a limited rate and have loads of their own.
 
 use plimsoll_model::{
-    GuestStats, HostSample, Link, Plan, Sizes, Snapshot, StatsSample, VmId, VmName, VmSample,
+    GuestStats, HostSample, Link, Plan, Sizes, Snapshot, StatsSample, Tunables, VmId, VmName, VmSample,
 };
 use plimsoll_policy::{Config, History, decide};
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
@@ -19,6 +19,8 @@ pub(crate) fn vm(id: u64, floor: Bytes, memory: Bytes, maxmem: Bytes) -> VmSampl
         resident: None,
         hold: None,
         stats: None,
+        agent: None,
+        tunables: Tunables::default(),
     }
 }
 
