@@ -24,7 +24,7 @@ mod tunables;
 
 pub use agent::{AgentSample, AgentStats};
 pub use name::{NameError, VmId, VmName};
-pub use plan::{Action, HostState, Plan, Reason, Signal, Verdict, VmState};
+pub use plan::{Action, HostState, Plan, Reason, Signal, Source, Verdict, VmState};
 pub use sample::{HostSample, Link, PsiTotals, Snapshot, VmSample};
 pub use sizes::{Sizes, SizesError};
 pub use stats::{GuestStats, StatsSample};

@@ -55,7 +55,10 @@ pub struct Verdict {
     pub vm: VmId,
     /// Its state.
     pub state: VmState,
-    /// What the guest needs by its own statistics, with headroom; `None` without statistics.
+    /// Whose word that is.
+    #[serde(default)]
+    pub source: Source,
+    /// What the guest needs by its own word, with headroom; `None` if nobody speaks for it.
     pub need: Option<Bytes>,
     /// What it could give without needing it.
     pub spare: Bytes,
@@ -81,6 +84,19 @@ pub enum VmState {
     Unreachable,
 }
 
+/// Whose word a guest's demand is taken from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Nobody's: nothing fresh is known.
+    #[default]
+    Nobody,
+    /// Its balloon driver's statistics.
+    Device,
+    /// The agent's inside it.
+    Agent,
+}
+
 /// What told of a guest's distress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -93,6 +109,8 @@ pub enum Signal {
     OomKill,
     /// The guest's allocations stall.
     Stall,
+    /// The guest's tasks wait for memory (its PSI).
+    Pressure,
     /// The guest took memory back from its balloon by itself (DEFLATE_ON_OOM).
     TookBack,
 }
@@ -117,17 +135,37 @@ pub enum Reason {
     Distress {
         /// What told.
         signal: Signal,
+        /// Who told.
+        #[serde(default)]
+        source: Source,
         /// What the guest has left by its own word.
         available: Bytes,
         /// What it was to have at least.
         low: Bytes,
-        /// What it wants in all: maxmem.
+        /// What it wants in all: what it will soon use, or maxmem where that is not measured closely.
         wanted: Bytes,
         /// What the host had to grant beyond the target.
         granted: Bytes,
     },
+    /// It reads page cache again soon after giving it up: what it works with does not fit.
+    WorkingSet {
+        /// What it needs, with headroom and the page cache it uses.
+        need: Bytes,
+        /// What of that is page cache.
+        cache: Bytes,
+    },
+    /// It proposed this itself (self-ballooning).
+    SelfBalloon {
+        /// What it holds.
+        holds: Bytes,
+        /// Where it goes, from what its programs were promised.
+        goal: Bytes,
+    },
     /// It gives what it can spare to VMs in distress.
     GivesToOthers {
+        /// By whose word it can spare that.
+        #[serde(default)]
+        source: Source,
         /// What the others lack in all.
         lacking: Bytes,
         /// What this VM could spare.
@@ -162,6 +200,9 @@ pub enum Reason {
     },
     /// It holds more than its baseline and does not need it.
     Idle {
+        /// By whose word it is.
+        #[serde(default)]
+        source: Source,
         /// What it needs, with headroom.
         need: Bytes,
         /// The baseline.
@@ -215,7 +256,18 @@ impl fmt::Display for Signal {
             Self::Swap => "it swaps",
             Self::OomKill => "its kernel ended processes for want of memory",
             Self::Stall => "its allocations stall",
+            Self::Pressure => "its tasks wait for memory",
             Self::TookBack => "it took memory back from its balloon by itself",
+        })
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Nobody => "nobody speaks for the guest",
+            Self::Device => "by its balloon's statistics, no agent speaks",
+            Self::Agent => "by its agent",
         })
     }
 }
@@ -232,16 +284,28 @@ impl fmt::Display for Reason {
             Self::Baseline { memory } => {
                 write!(f, "its baseline is {}M and the host has room for it", m(memory))
             }
-            Self::Distress { signal, available, low, wanted, granted } => write!(
+            Self::Distress { signal, source, available, low, wanted, granted } => write!(
                 f,
-                "the guest is in distress: {signal} ({}M available, {}M wanted as a margin); it may have up to {}M, {}M more was granted",
+                "the guest is in distress: {signal} ({}M available, {}M wanted as a margin, {source}); it wants {}M in all, {}M more was granted",
                 m(available),
                 m(low),
                 m(wanted),
                 m(granted)
             ),
-            Self::GivesToOthers { lacking, spare } => {
-                write!(f, "guests in distress lack {}M; this one could spare {}M", m(lacking), m(spare))
+            Self::WorkingSet { need, cache } => write!(
+                f,
+                "it reads again what it had to give up: it needs {}M, {}M of it page cache, by its agent",
+                m(need),
+                m(cache)
+            ),
+            Self::SelfBalloon { holds, goal } => write!(
+                f,
+                "it proposed this itself: it holds {}M, and {}M is what its programs were promised and a reserve",
+                m(holds),
+                m(goal)
+            ),
+            Self::GivesToOthers { source, lacking, spare } => {
+                write!(f, "other guests lack {}M; this one could spare {}M, {source}", m(lacking), m(spare))
             }
             Self::BackToBaselineForOthers { lacking, memory } => write!(
                 f,
@@ -263,9 +327,9 @@ impl fmt::Display for Reason {
                 m(low),
                 m(spare)
             ),
-            Self::Idle { need, memory } => write!(
+            Self::Idle { source, need, memory } => write!(
                 f,
-                "it needs {}M and holds more than its baseline of {}M; the rest goes back slowly",
+                "it needs {}M, {source}, and holds more than its baseline of {}M; the rest goes back slowly",
                 m(need),
                 m(memory)
             ),

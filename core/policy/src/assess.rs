@@ -1,10 +1,11 @@
 //! One VM at one tick: what it needs, whether it suffers, whether it moves.
 
-use plimsoll_model::{GuestStats, Link, Reason, Signal, VmSample, VmState};
+use plimsoll_model::{Link, Reason, Signal, Source, VmSample, VmState};
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
 
 use crate::config::Config;
 use crate::history::{Stuck, VmHistory, Window};
+use crate::selfballoon::{TotalRam, Worker};
 
 /// A VM with what was found out about it and what is going to be done.
 #[derive(Debug)]
@@ -12,6 +13,12 @@ pub(crate) struct Vm<'a> {
     pub(crate) sample: &'a VmSample,
     pub(crate) history: VmHistory,
     pub(crate) state: VmState,
+    /// Whose word its demand is taken from.
+    pub(crate) source: Source,
+    /// Its agent said something new.
+    pub(crate) fresh: bool,
+    /// What it read again since the report before.
+    pub(crate) refaulted: Bytes,
     /// What its guest needs; `None` if that is not known.
     pub(crate) need: Option<Bytes>,
     /// What its guest has left, by its own word, bounded by what it holds.
@@ -40,6 +47,9 @@ impl<'a> Vm<'a> {
             sample,
             history,
             state: VmState::Ok,
+            source: Source::Nobody,
+            fresh: false,
+            refaulted: Bytes::ZERO,
             need: None,
             available: Bytes::ZERO,
             signal: None,
@@ -47,10 +57,15 @@ impl<'a> Vm<'a> {
             target: sizes.clamp(sample.target.0).0,
             reason: Reason::Steady,
         };
-        vm.read_stats(now, config);
+        if sample.link == Link::Up {
+            vm.read(now, config);
+        } else {
+            vm.forget_guest();
+        }
         vm.judge_distress(now, config);
         vm.judge_progress(now, config);
         vm.note_baseline();
+        vm.propose(now);
         vm.name_state(now);
         vm.history.actual = actual;
         vm
@@ -90,41 +105,52 @@ impl<'a> Vm<'a> {
         }
     }
 
-    /// Takes in fresh statistics, and what changed since the last ones.
-    fn read_stats(&mut self, now: MonoTime, config: &Config) {
-        let Some(fresh) = self.sample.stats.filter(|s| now.millis_since(s.at) <= config.stats_max_age_ms)
-        else {
+    /// Nothing that was known of a guest that cannot be reached holds for the one that answers next.
+    fn forget_guest(&mut self) {
+        let history = &mut self.history;
+        (history.distress, history.used, history.agent) = (None, None, None);
+        (history.cache, history.total_ram, history.voluntary) = (Bytes::ZERO, None, None);
+    }
+
+    /// Lets the guest propose a target of its own, where that is switched on and its agent speaks.
+    fn propose(&mut self, now: MonoTime) {
+        let (sizes, actual) = (self.sample.sizes, self.sample.actual.0);
+        let report = self.history.agent.filter(|_| self.source == Source::Agent);
+        let Some((_, stats)) = report.filter(|_| self.sample.tunables.selfballooning) else {
+            self.history.voluntary = None;
             return;
         };
-        if self.sample.link != Link::Up {
-            return;
+        let total = stats.total.unwrap_or(Bytes::ZERO);
+        let mut ram = self.history.total_ram.unwrap_or_else(|| TotalRam::new(sizes.maxmem(), actual, total));
+        if self.fresh {
+            ram.read(sizes.maxmem(), actual, total, actual == self.history.actual);
         }
-        let actual = self.sample.actual.0;
-        let new = self.history.stats.is_none_or(|(at, _)| at < fresh.at);
-        if let Some(available) = fresh.stats.available.or(fresh.stats.free)
-            && (new || self.history.used.is_none())
-        {
-            self.history.used = Some(actual.minus(available.min(actual)));
-        }
-        // What was available is out of date as soon as the balloon moves; what is used is not.
-        if let Some(used) = self.history.used {
-            self.available = actual.minus(used);
-            self.need = Some(config.need(used));
-        }
-        if let Some((at, last)) = self.history.stats.filter(|(at, _)| *at < fresh.at)
-            && let Some(signal) = rates(&last, &fresh.stats, fresh.at.millis_since(at), config)
-        {
-            self.history.distress = Some((now, signal));
-        }
-        if new {
-            self.history.stats = Some((fresh.at, fresh.stats));
-        }
+        self.history.total_ram = Some(ram);
+        let worker = Worker {
+            tunables: &self.sample.tunables,
+            maxmem: sizes.maxmem(),
+            current: actual,
+            target: self.target,
+            distressed: self.signal.is_some(),
+            fresh: self.fresh,
+        };
+        self.history.voluntary =
+            worker.goal(&stats, ram.kernel()).map(|goal| worker.propose(self.history.voluntary, goal, now));
+    }
+
+    /// What the guest would have by its own proposal, between floor and maxmem.
+    pub(crate) fn voluntary(&self) -> Option<Bytes> {
+        self.history.voluntary.map(|v| self.sample.sizes.clamp(v.target).0)
+    }
+
+    /// The reason for following it.
+    pub(crate) fn proposal(&self) -> Reason {
+        let goal = self.history.voluntary.map_or(Bytes::ZERO, |v| v.goal);
+        Reason::SelfBalloon { holds: self.sample.actual.0, goal }
     }
 
     fn judge_distress(&mut self, now: MonoTime, config: &Config) {
         if self.sample.link != Link::Up {
-            self.history.distress = None;
-            self.history.used = None;
             return;
         }
         let actual = self.sample.actual.0;
@@ -241,21 +267,4 @@ impl<'a> Vm<'a> {
             retry_ms: stuck.retry_at.millis_since(now),
         }
     }
-}
-
-/// Distress that shows in how fast a guest's counters rise. Counters that fall (a reboot) say nothing.
-fn rates(last: &GuestStats, fresh: &GuestStats, millis: u64, config: &Config) -> Option<Signal> {
-    let risen = |a: Option<u64>, b: Option<u64>| b.zip(a).map_or(0, |(b, a)| b.saturating_sub(a));
-    let bytes = |b: Option<Bytes>| b.map(|b| b.0);
-    if risen(last.oom_kills, fresh.oom_kills) > 0 {
-        return Some(Signal::OomKill);
-    }
-    let swapped = risen(bytes(last.swap_in), bytes(fresh.swap_in))
-        .saturating_add(risen(bytes(last.swap_out), bytes(fresh.swap_out)));
-    if Bytes(swapped) > config.guest_swap_rate.scale(millis, 1000) {
-        return Some(Signal::Swap);
-    }
-    let stalls = risen(last.alloc_stalls, fresh.alloc_stalls);
-    let allowed = Bytes(config.guest_stall_rate).scale(millis, 1000).0;
-    (stalls > allowed).then_some(Signal::Stall)
 }

@@ -84,6 +84,8 @@ impl<'c> Balance<'c> {
                 // Not asked any further, and given no more than it has, so that it cannot wake up and take
                 // what was given away meanwhile.
                 vm.sample.sizes.clamp(vm.sample.actual.0).0
+            } else if let Some(proposed) = vm.voluntary().filter(|_| vm.state == VmState::Ok) {
+                proposed
             } else if vm.history.seeks && vm.movable() {
                 vm.sample.sizes.memory()
             } else {
@@ -91,7 +93,9 @@ impl<'c> Balance<'c> {
             };
             if wanted < vm.target || stuck {
                 // A stuck guest's claim is what it holds either way; moving its target there grants nothing.
-                if vm.history.seeks && !stuck && vm.state != VmState::Held {
+                if vm.state == VmState::Ok && vm.voluntary().is_some() {
+                    vm.reason = vm.proposal();
+                } else if vm.history.seeks && !stuck && vm.state != VmState::Held {
                     vm.reason = Reason::Baseline { memory: wanted };
                 }
                 self.in_flight = self.in_flight.plus(vm.sample.actual.0.min(vm.target).minus(wanted));
@@ -103,7 +107,7 @@ impl<'c> Balance<'c> {
     /// Frees what the host lacks: from what is spare, then down to the baselines, then down to the floors.
     pub(crate) fn relieve_host(&mut self, vms: &mut [Vm<'_>]) {
         let Some(shortage) = self.shortage else { return };
-        let reason = |spare: Bytes| match shortage {
+        let reason = |_: &Vm<'_>, spare: Bytes| match shortage {
             Shortage::OverBudget { claimed, budget } => Reason::OverBudget { claimed, budget, spare },
             Shortage::Host { available, low, stalled } => {
                 Reason::HostShort { available, low, stalled, spare }
@@ -120,7 +124,7 @@ impl<'c> Balance<'c> {
     /// others want below theirs.
     pub(crate) fn relieve_guests(&mut self, vms: &mut [Vm<'_>], lacking: Bytes, below_baseline: Bytes) {
         let coming = self.room.plus(self.in_flight);
-        let gives = |spare: Bytes| Reason::GivesToOthers { lacking, spare };
+        let gives = |vm: &Vm<'_>, spare: Bytes| Reason::GivesToOthers { source: vm.source, lacking, spare };
         let rest = self.take(
             vms,
             lacking.minus(coming),
@@ -148,12 +152,12 @@ impl<'c> Balance<'c> {
         vms: &mut [Vm<'_>],
         lack: Bytes,
         spare: impl Fn(&Vm<'_>) -> Bytes,
-        reason: impl Fn(Bytes) -> Reason,
+        reason: impl Fn(&Vm<'_>, Bytes) -> Reason,
     ) -> Bytes {
         let mut rest = lack;
         for (index, part) in self.choose(vms, lack, &spare) {
             if let Some(vm) = vms.get_mut(index) {
-                let why = reason(spare(vm));
+                let why = reason(vm, spare(vm));
                 rest = rest.minus(self.shrink(vm, part, why));
             }
         }
@@ -241,6 +245,17 @@ impl<'c> Balance<'c> {
     }
 }
 
+impl Balance<'_> {
+    /// Lets `act` grant from what is free beyond the slack, a share of the budget.
+    pub(crate) fn keep_slack(&mut self, act: impl FnOnce(&mut Self)) {
+        let all = self.room;
+        self.room = all.minus(self.config.slack_share.of(self.host.budget));
+        let kept = all.minus(self.room);
+        act(self);
+        self.room = self.room.plus(kept);
+    }
+}
+
 /// What raising a VM's target to `wanted` adds to its claim.
 pub(crate) fn grant_cost(vm: &Vm<'_>, wanted: Bytes) -> Bytes {
     wanted.minus(vm.target.max(vm.holds()))
@@ -256,9 +271,10 @@ pub(crate) fn distress_reason(config: &Config, vm: &Vm<'_>, granted: Bytes) -> R
     let signal = vm.signal.unwrap_or(plimsoll_model::Signal::Available);
     Reason::Distress {
         signal,
+        source: vm.source,
         available: vm.available,
         low: config.distress_margin(vm.sample.actual.0),
-        wanted: vm.sample.sizes.maxmem(),
+        wanted: vm.wanted(config),
         granted,
     }
 }

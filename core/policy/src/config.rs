@@ -20,10 +20,25 @@ pub struct Config {
     pub guest_swap_rate: Bytes,
     /// Allocation stalls a second in a guest above which it is in distress.
     pub guest_stall_rate: u64,
+    /// Share of the time in which tasks in a guest wait for memory (its PSI, from the agent) above which it is in
+    /// distress. 20 %: beyond the 15 % of the kernel's own example of a trigger, since a guest that reads much
+    /// waits a little at all times.
+    pub guest_stall: Ppm,
+    /// What a distressed guest with an agent is given beyond what it uses: as much as it grew in this time, in
+    /// milliseconds, ...
+    pub demand_ahead_ms: u64,
+    /// ... but at least this share of what it holds, so that it need not ask again at once.
+    pub demand_least: Ppm,
+    /// Page cache that was read again after it was given up counts as needed; this share of it is forgotten each
+    /// second. 1/32: a half-life of 22 s, longer than a program's usual pause.
+    pub cache_fade: Ppm,
     /// A guest stays in distress this long after the last sign of it, in milliseconds.
     pub distress_quiet_ms: u64,
     /// Statistics older than this say nothing, in milliseconds.
     pub stats_max_age_ms: u64,
+    /// The agent's word is good for this long, in milliseconds: three ticks. After that a guest is judged by its
+    /// balloon's statistics.
+    pub agent_max_age_ms: u64,
     /// Share of what an idle guest holds above its baseline and its need that goes back each second.
     /// 1/8: a half-life of 5 s. Higher: memory is free sooner for others, and fetched back more often.
     pub idle_share: Ppm,
@@ -59,8 +74,13 @@ impl Default for Config {
             headroom_share: Ppm(166_667),
             guest_swap_rate: Bytes::mib(1),
             guest_stall_rate: 16,
+            guest_stall: Ppm(200_000),
+            demand_ahead_ms: 1_000,
+            demand_least: Ppm(500_000),
+            cache_fade: Ppm(31_250),
             distress_quiet_ms: 3_000,
             stats_max_age_ms: 5_000,
+            agent_max_age_ms: 3_000,
             idle_share: Ppm(125_000),
             relax_share: Ppm(125_000),
             slack_share: Ppm(62_500),

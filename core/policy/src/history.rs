@@ -2,9 +2,12 @@
 
 use alloc::vec::Vec;
 
-use plimsoll_model::{GuestStats, PsiTotals, Signal, VmId};
+use plimsoll_model::{AgentStats, GuestStats, PsiTotals, Signal, VmId};
 use plimsoll_units::{Bytes, MonoTime};
 use serde::{Deserialize, Serialize};
+
+use crate::demand::Used;
+use crate::selfballoon::{TotalRam, Voluntary};
 
 /// Everything that is remembered. It is part of the journal, so that any stretch of it can be replayed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +28,16 @@ pub(crate) struct VmHistory {
     pub(crate) actual: Bytes,
     /// The last statistics that were looked at, and when they came.
     pub(crate) stats: Option<(MonoTime, GuestStats)>,
-    /// What the guest used when it sent them: what it held then less what was available then.
-    pub(crate) used: Option<Bytes>,
+    /// The agent's last report that was looked at, and when it came.
+    pub(crate) agent: Option<(MonoTime, AgentStats)>,
+    /// What the guest used when it last said so.
+    pub(crate) used: Option<Used>,
+    /// Page cache that it has lately been seen to read again.
+    pub(crate) cache: Bytes,
+    /// What its kernel keeps for itself.
+    pub(crate) total_ram: Option<TotalRam>,
+    /// Its own proposal, while self-ballooning is on and its agent speaks.
+    pub(crate) voluntary: Option<Voluntary>,
     /// The last sign of distress.
     pub(crate) distress: Option<(MonoTime, Signal)>,
     /// Its baseline at the last tick: a new one is sought at once.
@@ -67,7 +78,11 @@ impl VmHistory {
             id,
             actual,
             stats: None,
+            agent: None,
             used: None,
+            cache: Bytes::ZERO,
+            total_ram: None,
+            voluntary: None,
             distress: None,
             memory,
             seeks: false,

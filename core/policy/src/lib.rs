@@ -10,6 +10,8 @@
 //! * a guest in distress is answered in the same tick: with all it may have if that is free, else by asking
 //!   those that can spare it, and it is given what arrives by the tick that sees it arrive;
 //! * a guest that does not move, by rate, is not counted on, and is left alone for longer each time;
+//! * a guest's own proposal (self-ballooning) lowers its target and raises it as far as there is room, and yields to
+//!   pins, to its distress and to a host that is short;
 //! * every action says why, with its numbers.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -23,7 +25,9 @@ extern crate alloc;
 mod assess;
 mod balance;
 mod config;
+mod demand;
 mod history;
+pub mod selfballoon;
 mod share;
 
 use alloc::vec::Vec;
@@ -49,10 +53,10 @@ pub fn decide(snapshot: &Snapshot, config: &Config, history: &mut History) -> Pl
 
     balance.settle(&mut vms);
     balance.relieve_host(&mut vms);
-    let (lacking, below_baseline) = lack(&vms);
+    let (lacking, below_baseline) = lack(&vms, config);
     balance.relieve_guests(&mut vms, lacking, below_baseline);
     grant_all(&mut balance, &mut vms);
-    let unmet = lack(&vms).0.minus(balance.room);
+    let unmet = lack(&vms, config).0.minus(balance.room);
     slow_moves(&mut balance, &mut vms, history);
 
     let host = if balance.shortage.is_some() {
@@ -94,47 +98,74 @@ fn stalled(history: &mut History, now: MonoTime, psi: Option<PsiTotals>) -> (u64
     (now.millis_since(then), share)
 }
 
-/// What is wanted beyond the targets by guests in distress and by operators, and how much of it lies below
-/// the baselines.
-fn lack(vms: &[Vm<'_>]) -> (Bytes, Bytes) {
+/// What is wanted beyond the targets by guests in distress, by those whose working set does not fit and by operators,
+/// and how much of it lies below the baselines.
+fn lack(vms: &[Vm<'_>], config: &Config) -> (Bytes, Bytes) {
     let mut lacking = Bytes::ZERO;
     let mut below = Bytes::ZERO;
     for vm in vms {
-        let wanted = urgent_want(vm);
+        let wanted = urgent_want(vm, config);
         lacking = lacking.plus(grant_cost(vm, wanted));
         below = below.plus(grant_cost(vm, wanted.min(vm.sample.sizes.memory())));
     }
     (lacking, below)
 }
 
-/// The target a VM should have now if memory can be had: a pin, all it may have in distress, a baseline that
-/// was set anew; else what it has.
-fn urgent_want(vm: &Vm<'_>) -> Bytes {
+/// The target a VM should have now if memory can be had: a pin, what it wants in distress, what it proposes itself, a
+/// baseline that was set anew, what it works with; else what it has.
+fn urgent_want(vm: &Vm<'_>, config: &Config) -> Bytes {
     match (vm.state, vm.reason) {
         (VmState::Held, Reason::Held { hold }) => hold.0,
-        (VmState::Distressed, _) => vm.sample.sizes.maxmem(),
-        (VmState::Ok, _) if vm.history.seeks => vm.sample.sizes.memory(),
+        (VmState::Distressed, _) => vm.wanted(config),
+        (VmState::Ok, _) => calm_want(vm),
         _ => vm.target,
     }
 }
 
-/// Grants what is free: pins first, then distress (up to the baselines before beyond them), then baselines.
+/// The same for a VM that is not in distress.
+fn calm_want(vm: &Vm<'_>) -> Bytes {
+    if let Some(proposed) = vm.voluntary() {
+        proposed
+    } else if vm.history.seeks {
+        vm.sample.sizes.memory()
+    } else if vm.refaulted > Bytes::ZERO && !vm.eased {
+        vm.need.unwrap_or(vm.target).min(vm.sample.sizes.maxmem())
+    } else {
+        vm.target
+    }
+}
+
+/// Why [`calm_want`] is what it is.
+fn calm_reason(vm: &Vm<'_>) -> Reason {
+    match vm.need {
+        _ if vm.voluntary().is_some() => vm.proposal(),
+        Some(need) if !vm.history.seeks => Reason::WorkingSet { need, cache: vm.history.cache },
+        _ => Reason::Baseline { memory: vm.sample.sizes.memory() },
+    }
+}
+
+/// Grants what is free: pins first, then distress (up to the baselines before beyond them), then what others want.
+/// Whoever is in distress has what is left then, but for some slack: it would have to be taken back for whoever
+/// comes into distress next.
 fn grant_all(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
     let config = balance.config;
-    let only = |state: VmState, want: fn(&Vm<'_>) -> Bytes| {
-        move |vm: &Vm<'_>| if vm.state == state { want(vm) } else { vm.target }
+    let only = |state: VmState, want: fn(&Vm<'_>, &Config) -> Bytes| {
+        move |vm: &Vm<'_>| if vm.state == state { want(vm, config) } else { vm.target }
     };
-    balance.grant(vms, only(VmState::Held, urgent_want), |vm, _| vm.reason);
+    let baseline = |vm: &Vm<'_>, _: &Config| vm.sample.sizes.memory();
     let distress = |vm: &Vm<'_>, granted: Bytes| distress_reason(config, vm, granted);
-    balance.grant(vms, only(VmState::Distressed, |vm| vm.sample.sizes.memory()), distress);
+    balance.grant(vms, only(VmState::Held, urgent_want), |vm, _| vm.reason);
+    balance.grant(vms, only(VmState::Distressed, baseline), distress);
     balance.grant(vms, only(VmState::Distressed, urgent_want), distress);
-    balance.grant(vms, only(VmState::Ok, urgent_want), |vm, _| Reason::Baseline {
-        memory: vm.sample.sizes.memory(),
+    balance.grant(vms, only(VmState::Ok, urgent_want), |vm, _| calm_reason(vm));
+    balance.keep_slack(|balance| {
+        balance.grant(vms, only(VmState::Distressed, |vm, _| vm.sample.sizes.maxmem()), distress);
     });
 }
 
 /// What has time: idle VMs give back what they hold beyond baseline and need; VMs below their need or their
-/// baseline are brought back up while enough stays free for whoever is in distress next.
+/// baseline are brought back up while enough stays free for whoever is in distress next. A VM that proposes its own
+/// target has its own pace.
 fn slow_moves(balance: &mut Balance<'_>, vms: &mut [Vm<'_>], history: &mut History) {
     let (config, now) = (balance.config, balance.now);
     let last = *history.slow_at.get_or_insert(now);
@@ -143,7 +174,8 @@ fn slow_moves(balance: &mut Balance<'_>, vms: &mut [Vm<'_>], history: &mut Histo
         return;
     }
     history.slow_at = Some(now);
-    for vm in vms.iter_mut().filter(|vm| vm.state == VmState::Ok && !vm.history.seeks && !vm.eased) {
+    let slow = |vm: &Vm<'_>| vm.state == VmState::Ok && !vm.eased && vm.voluntary().is_none();
+    for vm in vms.iter_mut().filter(|vm| slow(vm) && !vm.history.seeks) {
         let Some(need) = vm.need else { continue };
         let memory = vm.sample.sizes.memory();
         let excess = vm.target.minus(memory.max(need));
@@ -154,21 +186,22 @@ fn slow_moves(balance: &mut Balance<'_>, vms: &mut [Vm<'_>], history: &mut Histo
                 .sizes
                 .clamp(vm.target.minus(step(excess, config.idle_share, dt_ms, config.least_move)))
                 .0;
-            vm.reason = Reason::Idle { need, memory };
+            vm.reason = Reason::Idle { source: vm.source, need, memory };
         }
     }
-    balance.room = balance.room.minus(config.slack_share.of(balance.host.budget));
     let up = |vm: &Vm<'_>| {
         let wanted =
             vm.sample.sizes.memory().max(vm.need.unwrap_or(Bytes::ZERO)).min(vm.sample.sizes.maxmem());
         let distance = wanted.minus(vm.target);
-        if vm.state == VmState::Ok && !vm.eased && distance >= config.least_move {
+        if slow(vm) && distance >= config.least_move {
             vm.target.plus(step(distance, config.relax_share, dt_ms, config.least_move))
         } else {
             vm.target
         }
     };
-    balance.grant(vms, up, |vm, _| Reason::Baseline { memory: vm.sample.sizes.memory() });
+    balance.keep_slack(|balance| {
+        balance.grant(vms, up, |vm, _| Reason::Baseline { memory: vm.sample.sizes.memory() });
+    });
 }
 
 /// Writes the plan: actions, shrinking ones first, and a verdict for each VM.
@@ -189,6 +222,7 @@ fn write_up(vms: &[Vm<'_>], config: &Config, host: HostState, claimed: Bytes, wa
         .map(|vm| Verdict {
             vm: vm.sample.id,
             state: vm.state,
+            source: vm.source,
             need: vm.need,
             spare: vm.spare(),
             reason: match (vm.state, vm.reason) {

@@ -1,0 +1,277 @@
+//! What a guest needs, from what it says of itself; and the signs of distress in that.
+//!
+//! Two speak for a guest: its balloon driver (statistics, about once a second) and the agent inside it, if there is
+//! one. The agent is heard first: it knows more, and speaks at once when memory gets short. Neither is believed
+//! beyond what the host can bound, and an agent that says what cannot be is not heard at all.
+//!
+//! Whether a guest is idle is measured, not assumed: it needs what it uses (what it holds less what is available
+//! in it, when it said so), a margin, and as much of its page cache as it has lately been seen to read again after
+//! it was given up (refaults, from the agent). The rest is spare.
+
+use plimsoll_model::{AgentStats, GuestStats, Signal, Source};
+use plimsoll_units::{Bytes, MonoTime, PAGE_SIZE};
+use serde::{Deserialize, Serialize};
+
+use crate::assess::Vm;
+use crate::config::Config;
+
+/// What a guest used when it last said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Used {
+    /// When that was.
+    pub(crate) at: MonoTime,
+    /// What it held then less what was available in it then. What was available is out of date as soon as the
+    /// balloon moves; what is used is not.
+    pub(crate) bytes: Bytes,
+    /// By how much it rose in a second.
+    pub(crate) slope: Bytes,
+}
+
+/// Reports closer together than this say nothing about a rate, in milliseconds.
+const SLOPE_MS: u64 = 20;
+
+impl Used {
+    fn next(before: Option<Self>, at: MonoTime, bytes: Bytes) -> Self {
+        let Some(before) = before else { return Self { at, bytes, slope: Bytes::ZERO } };
+        let millis = at.millis_since(before.at);
+        if millis < SLOPE_MS {
+            return Self { at: before.at, bytes, slope: before.slope };
+        }
+        Self { at, bytes, slope: bytes.minus(before.bytes).scale(1000, millis) }
+    }
+}
+
+/// An agent's report in one piece, or `None` where it cannot be true of a guest that was told of `maxmem`.
+pub(crate) fn plausible(stats: &AgentStats, maxmem: Bytes) -> Option<Believed> {
+    let total = stats.total.filter(|total| *total > Bytes::ZERO && *total <= maxmem)?;
+    let available = stats.available.or(stats.free)?;
+    let within = |part: Option<Bytes>, whole: Bytes| part.is_none_or(|part| part <= whole);
+    let parts = [stats.available, stats.free, stats.cached, stats.anon, stats.reserve];
+    let swap = stats.swap_total.unwrap_or(Bytes(u64::MAX));
+    let consistent = parts.iter().all(|part| within(*part, total)) && within(stats.swap_free, swap);
+    consistent.then_some(Believed { total, available, cached: stats.cached.unwrap_or(Bytes::ZERO) })
+}
+
+/// What is taken over from a plausible report.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Believed {
+    pub(crate) total: Bytes,
+    available: Bytes,
+    cached: Bytes,
+}
+
+impl Vm<'_> {
+    /// Takes in what is fresh, the agent's word before the balloon's statistics.
+    pub(crate) fn read(&mut self, now: MonoTime, config: &Config) {
+        let agent = self
+            .sample
+            .agent
+            .filter(|a| now.millis_since(a.at) <= config.agent_max_age_ms)
+            .and_then(|a| plausible(&a.stats, self.sample.sizes.maxmem()).map(|b| (a.at, a.stats, b)));
+        let device = self.sample.stats.filter(|s| now.millis_since(s.at) <= config.stats_max_age_ms);
+        if let Some((at, stats, believed)) = agent {
+            self.source = Source::Agent;
+            self.read_agent(now, at, &stats, believed, config);
+        } else if let Some(device) = device {
+            self.source = Source::Device;
+            self.history.agent = None;
+            self.history.cache = Bytes::ZERO;
+            self.read_device(now, device.at, &device.stats, config);
+        } else {
+            self.history.agent = None;
+        }
+        if self.source != Source::Nobody
+            && let Some(used) = self.history.used
+        {
+            self.available = self.sample.actual.0.minus(used.bytes);
+            self.need = Some(config.need(used.bytes).plus(self.history.cache));
+        }
+    }
+
+    fn read_device(&mut self, now: MonoTime, at: MonoTime, stats: &GuestStats, config: &Config) {
+        let new = self.history.stats.is_none_or(|(last, _)| last < at);
+        if let Some(available) = stats.available.or(stats.free)
+            && (new || self.history.used.is_none())
+        {
+            self.note_used(at, available);
+        }
+        if let Some((last_at, last)) = self.history.stats.filter(|(last, _)| *last < at)
+            && let Some(signal) = device_rates(&last, stats, at.millis_since(last_at), config)
+        {
+            self.history.distress = Some((now, signal));
+        }
+        if new {
+            self.history.stats = Some((at, *stats));
+        }
+    }
+
+    fn read_agent(
+        &mut self,
+        now: MonoTime,
+        at: MonoTime,
+        stats: &AgentStats,
+        believed: Believed,
+        config: &Config,
+    ) {
+        let last = self.history.agent;
+        if last.is_some_and(|(last, _)| last >= at) && self.history.used.is_some() {
+            return;
+        }
+        self.fresh = true;
+        self.note_used(at, believed.available);
+        self.history.agent = Some((at, *stats));
+        // Device statistics of before this report must not be read later as if they were new.
+        self.history.stats = self.sample.stats.map(|s| (s.at, s.stats)).or(self.history.stats);
+        let Some((last_at, last)) = last else { return };
+        let millis = at.millis_since(last_at);
+        if let Some(signal) = agent_rates(&last, stats, millis, config) {
+            self.history.distress = Some((now, signal));
+        }
+        // What was read again soon after it was given up is wanted; what has not been for a while is not any more.
+        let again = risen(last.refaults, stats.refaults).saturating_mul(PAGE_SIZE);
+        let faded = config.cache_fade.of(self.history.cache).scale(millis.min(10_000), 1000);
+        let most = believed.cached.plus(Bytes(again)).min(believed.total);
+        self.refaulted = Bytes(again);
+        self.history.cache = self.history.cache.minus(faded).plus(Bytes(again)).min(most);
+    }
+
+    fn note_used(&mut self, at: MonoTime, available: Bytes) {
+        let actual = self.sample.actual.0;
+        let bytes = actual.minus(available.min(actual));
+        self.history.used = Some(Used::next(self.history.used, at, bytes));
+    }
+
+    /// What a guest in distress should have: what it will use at the pace at which it is growing, and never little
+    /// enough that it must ask again at once. All it was told of where nobody measures it that closely.
+    pub(crate) fn wanted(&self, config: &Config) -> Bytes {
+        let maxmem = self.sample.sizes.maxmem();
+        let (Source::Agent, Some(need), Some(used)) = (self.source, self.need, self.history.used) else {
+            return maxmem;
+        };
+        if self.signal == Some(Signal::OomKill) {
+            return maxmem;
+        }
+        let ahead = used.slope.scale(config.demand_ahead_ms, 1000);
+        let growth = ahead.max(config.demand_least.of(self.sample.actual.0));
+        used.bytes.plus(growth).max(need).pages_ceil().bytes().min(maxmem)
+    }
+}
+
+/// How far a counter rose. One that fell (a reboot) says nothing.
+fn risen(last: Option<u64>, fresh: Option<u64>) -> u64 {
+    fresh.zip(last).map_or(0, |(fresh, last)| fresh.saturating_sub(last))
+}
+
+/// Counters from which distress can be read.
+struct Rises {
+    oom_kills: u64,
+    swapped: Bytes,
+    stalls: u64,
+    /// Microseconds in which something waited for memory.
+    stalled_us: u64,
+}
+
+impl Rises {
+    fn signal(&self, millis: u64, config: &Config) -> Option<Signal> {
+        let share = u128::from(self.stalled_us).saturating_mul(1000);
+        let allowed_us = u128::from(config.guest_stall.0).saturating_mul(u128::from(millis));
+        if self.oom_kills > 0 {
+            Some(Signal::OomKill)
+        } else if self.swapped > config.guest_swap_rate.scale(millis, 1000) {
+            Some(Signal::Swap)
+        } else if self.stalls > Bytes(config.guest_stall_rate).scale(millis, 1000).0 {
+            Some(Signal::Stall)
+        } else {
+            (millis > 0 && share > allowed_us).then_some(Signal::Pressure)
+        }
+    }
+}
+
+/// Distress that shows in how fast the balloon driver's counters rise.
+fn device_rates(last: &GuestStats, fresh: &GuestStats, millis: u64, config: &Config) -> Option<Signal> {
+    let bytes = |b: Option<Bytes>| b.map(|b| b.0);
+    let swapped = risen(bytes(last.swap_in), bytes(fresh.swap_in))
+        .saturating_add(risen(bytes(last.swap_out), bytes(fresh.swap_out)));
+    let rises = Rises {
+        oom_kills: risen(last.oom_kills, fresh.oom_kills),
+        swapped: Bytes(swapped),
+        stalls: risen(last.alloc_stalls, fresh.alloc_stalls),
+        stalled_us: 0,
+    };
+    rises.signal(millis, config)
+}
+
+/// Distress that shows in how fast the agent's counters rise.
+fn agent_rates(last: &AgentStats, fresh: &AgentStats, millis: u64, config: &Config) -> Option<Signal> {
+    let pages = risen(last.swap_in, fresh.swap_in).saturating_add(risen(last.swap_out, fresh.swap_out));
+    let stalled =
+        last.psi.zip(fresh.psi).map_or(0, |(last, fresh)| fresh.some_us.saturating_sub(last.some_us));
+    let rises = Rises {
+        oom_kills: risen(last.oom_kills, fresh.oom_kills),
+        swapped: Bytes(pages.saturating_mul(PAGE_SIZE)),
+        stalls: risen(last.alloc_stalls, fresh.alloc_stalls),
+        stalled_us: stalled,
+    };
+    rises.signal(millis, config)
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    const M: fn(u64) -> Bytes = Bytes::mib;
+
+    #[test]
+    fn what_cannot_be_is_not_believed() {
+        let honest = AgentStats {
+            total: Some(M(480)),
+            free: Some(M(10)),
+            available: Some(M(100)),
+            cached: Some(M(90)),
+            anon: Some(M(200)),
+            swap_total: Some(M(64)),
+            swap_free: Some(M(64)),
+            // Overcommit is no lie, however far it goes.
+            committed: Some(Bytes(1 << 63)),
+            ..AgentStats::default()
+        };
+        assert!(plausible(&honest, M(512)).is_some());
+        let lies = [
+            AgentStats { total: Some(M(513)), ..honest },
+            AgentStats { total: Some(M(0)), ..honest },
+            AgentStats { total: None, ..honest },
+            AgentStats { available: Some(M(481)), ..honest },
+            AgentStats { free: Some(Bytes(u64::MAX)), ..honest },
+            AgentStats { free: None, available: None, ..honest },
+            AgentStats { anon: Some(M(481)), ..honest },
+            AgentStats { cached: Some(M(481)), ..honest },
+            AgentStats { swap_free: Some(M(65)), ..honest },
+            AgentStats { reserve: Some(Bytes(u64::MAX)), ..honest },
+        ];
+        for lie in lies {
+            assert!(plausible(&lie, M(512)).is_none(), "{lie:?}");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_taken_between_reports_that_are_apart() {
+        let at = |ms: u64| MonoTime(ms * 1000);
+        let a = Used::next(None, at(0), M(10));
+        assert_eq!(a.slope, Bytes::ZERO);
+        let b = Used::next(Some(a), at(500), M(60));
+        assert_eq!(b.slope, M(100));
+        let c = Used::next(Some(b), at(501), M(70));
+        assert_eq!((c.slope, c.at, c.bytes), (M(100), at(500), M(70)));
+        assert_eq!(Used::next(Some(c), at(600), M(20)).slope, Bytes::ZERO);
+    }
+
+    #[test]
+    fn stall_time_is_a_share_of_the_time() {
+        let config = Config::default();
+        let rises = |stalled_us| Rises { oom_kills: 0, swapped: Bytes::ZERO, stalls: 0, stalled_us };
+        assert_eq!(rises(100_000).signal(1000, &config), None);
+        assert_eq!(rises(300_000).signal(1000, &config), Some(Signal::Pressure));
+        assert_eq!(rises(u64::MAX).signal(0, &config), None);
+        assert_eq!(rises(u64::MAX).signal(u64::MAX, &config), None);
+    }
+}
