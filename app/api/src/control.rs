@@ -3,7 +3,8 @@
 //! Version 1. A line is at most [`MAX_LINE`] bytes. Unknown fields in a reply are ignored, so that a newer
 //! back end may say more; an unknown `op` is answered with an error of kind [`ErrorKind::UnknownOp`].
 
-use plimsoll_model::GuestStats;
+pub use plimsoll_agent_proto::Counters as AgentCounters;
+use plimsoll_model::{AgentStats, GuestStats};
 use plimsoll_units::{BalloonSize, Bytes, PageCount};
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,9 @@ pub const VERSION: u32 = 1;
 
 /// The longest line either side may send, its newline included, in bytes.
 pub const MAX_LINE: usize = 64 * 1024;
+
+/// The longest that [`Op::AwaitAgent`] goes unanswered, in milliseconds.
+pub const AWAIT_AGENT_MS: u64 = 5000;
 
 /// A line from the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +44,13 @@ pub enum Op {
     StatsInterval {
         /// Milliseconds, 100 to 60000; 0 stops asking.
         ms: u32,
+    },
+    /// Wait for the agent in the guest to say that the guest is in distress; answered with a [`Status`] as soon as
+    /// [`Status::agent_urgent`] is another number than `after`, and after [`AWAIT_AGENT_MS`] in any case. Until then
+    /// nothing else is answered on this connection.
+    AwaitAgent {
+        /// The [`Status::agent_urgent`] that is known already.
+        after: u64,
     },
 }
 
@@ -115,6 +126,18 @@ pub struct Status {
     pub ledger: LedgerCounts,
     /// What has happened since the first back end of this generation started.
     pub counters: Counters,
+    /// The latest report of the agent in the guest, if one ever came to this back end from this guest.
+    #[serde(default)]
+    pub agent: Option<AgentStats>,
+    /// How old that is in milliseconds.
+    #[serde(default)]
+    pub agent_age_ms: u64,
+    /// Reports so far by which the agent said that its guest is in distress. Begins at 0 with each back end.
+    #[serde(default)]
+    pub agent_urgent: u64,
+    /// What came over the agent's line since this back end started; `None` if the VM was started without one.
+    #[serde(default)]
+    pub agent_counters: Option<AgentCounters>,
 }
 
 /// The ledger's counts, in pages; their sum is every page of the guest that the back end was shown.
@@ -171,6 +194,20 @@ mod test {
     use super::*;
 
     #[test]
+    fn older_back_ends_say_nothing_of_agents() {
+        let whole = serde_json::to_value(Status { epoch: 3, ..Status::default() }).unwrap();
+        let older: serde_json::Map<_, _> = whole
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(key, _)| !key.starts_with("agent"))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        let status: Status = serde_json::from_value(older.into()).unwrap();
+        assert_eq!((status.epoch, status.agent, status.agent_counters), (3, None, None));
+    }
+
+    #[test]
     fn lines_look_as_documented() {
         let ask = Request { v: 1, id: 7, op: Op::SetBalloon { pages: BalloonSize(PageCount(256)) } };
         let line = serde_json::to_string(&ask).unwrap();
@@ -178,6 +215,8 @@ mod test {
         assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), ask);
         let status: Request = serde_json::from_str(r#"{"v":1,"id":7,"op":"status"}"#).unwrap();
         assert_eq!(status.op, Op::Status);
+        let wait: Request = serde_json::from_str(r#"{"v":1,"id":7,"op":"await_agent","after":9}"#).unwrap();
+        assert_eq!(wait.op, Op::AwaitAgent { after: 9 });
         let refusal = serde_json::to_string(&Reply::error(0, ErrorKind::BadRequest, "no")).unwrap();
         assert_eq!(refusal, r#"{"v":1,"id":0,"error":{"kind":"bad_request","message":"no"}}"#);
         let reply = Reply::ok(3, Status::default());

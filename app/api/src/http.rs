@@ -20,11 +20,13 @@
 //! 409 (name taken), 422 (understood, but not possible; the message has the numbers) or 503 (the VM does
 //! not answer).
 
-use plimsoll_model::{HostSample, HostState, Link, Reason, Sizes, StatsSample, VmId, VmName, VmState};
+use plimsoll_model::{
+    AgentStats, HostSample, HostState, Link, Reason, Sizes, StatsSample, VmId, VmName, VmState,
+};
 use plimsoll_units::{Bytes, MemTarget};
 use serde::{Deserialize, Serialize};
 
-use crate::control::{Counters, LedgerCounts};
+use crate::control::{AgentCounters, Counters, LedgerCounts};
 
 /// The API socket's name in the daemon's run folder.
 pub const SOCKET_NAME: &str = "api.sock";
@@ -48,6 +50,10 @@ pub enum Endpoint {
     Uml {
         /// The back end's control socket, see [`crate::control`].
         control: String,
+        /// The socket of the character device behind the virtio-serial port `org.plimsoll.agent.0`, if there is one: the
+        /// agent in the guest speaks there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agent: Option<String>,
     },
 }
 
@@ -56,6 +62,26 @@ pub enum Endpoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProcessRef {
+impl Endpoint {
+    /// The socket by which the VM is told its target. Two endpoints with the same one are the same VM.
+    #[must_use]
+    pub fn socket(&self) -> &str {
+        match self {
+            Self::Qemu { qmp, .. } => qmp,
+            Self::Uml { control } => control,
+        }
+    }
+
+    /// The socket by which the daemon itself hears the agent in the guest, where it does.
+    #[must_use]
+    pub fn agent_socket(&self) -> Option<&str> {
+        match self {
+            Self::Qemu { agent, .. } => agent.as_deref(),
+            Self::Uml { .. } => None,
+        }
+    }
+}
+
     /// The process number.
     pub pid: u32,
     /// Its start time.
@@ -199,6 +225,12 @@ pub struct VmView {
     pub console: Option<String>,
     /// What the back end tells, where there is one.
     pub backend: Option<BackendView>,
+    /// The word of the agent inside the guest, if one speaks.
+    #[serde(default)]
+    pub agent: Option<AgentView>,
+    /// What came over the agent's line; `None` where there is no line.
+    #[serde(default)]
+    pub agent_line: Option<AgentCounters>,
     /// The last thing that went wrong in speaking to it, if nothing has gone right since.
     pub problem: Option<String>,
     /// The change of target that made it what it is.
@@ -219,6 +251,15 @@ pub struct BackendView {
 }
 
 /// A change of a VM's target.
+/// What the agent inside a guest said last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentView {
+    /// How old that is, in milliseconds.
+    pub age_ms: u64,
+    /// What it said.
+    pub stats: AgentStats,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// Microseconds since 1970, for people.

@@ -2,12 +2,13 @@
 //!
 //! Peers are root or this process's own user, hence no enemies; they may still be slow, verbose or broken.
 //! There are at most 8, the longest idle one gives way to a new one; a line is at most 64 KiB; nothing is read from a peer
-//! that does not take its answers.
+//! that does not take its answers. An answer may have to wait for something to happen, at most
+//! [`AWAIT_AGENT_MS`]; nothing is read from that peer meanwhile.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use plimsoll_api::control::{ErrorKind, MAX_LINE, Op, Reply, Request, VERSION};
+use plimsoll_api::control::{AWAIT_AGENT_MS, ErrorKind, MAX_LINE, Op, Reply, Request, VERSION};
 use plimsoll_shm::ShmError;
 use rustix::event::PollFlags;
 use rustix::net::SocketFlags;
@@ -18,6 +19,9 @@ const MAX_CONNECTIONS: usize = 8;
 
 /// How long a peer may take for the rest of a line, or to take its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an answer may wait for something to happen.
+const WAIT: Duration = Duration::from_millis(AWAIT_AGENT_MS);
 
 /// The listener and its connections.
 pub(crate) struct Control {
@@ -36,6 +40,14 @@ struct Connection {
     moved: Instant,
     /// It is to be closed once its answer is out.
     ending: bool,
+    /// What it asked for has not happened yet.
+    waiting: Option<Waiting>,
+}
+
+/// A request whose answer waits for something to happen.
+struct Waiting {
+    request: Request,
+    until: Instant,
 }
 
 impl Control {
@@ -50,15 +62,14 @@ impl Control {
 
     /// The connections: number, socket, and what to wait for on it.
     pub(crate) fn connections(&self) -> impl Iterator<Item = (u64, BorrowedFd<'_>, PollFlags)> {
-        self.connections.iter().map(|connection| {
-            let wait = if connection.output.is_empty() { PollFlags::IN } else { PollFlags::OUT };
-            (connection.id, connection.socket.as_fd(), wait)
-        })
+        self.connections.iter().map(|c| (c.id, c.socket.as_fd(), c.interest()))
     }
 
-    /// The earliest moment at which a peer's patience ends.
+    /// The earliest moment at which a peer's patience ends, or an answer is due whatever has happened.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.connections.iter().filter(|c| c.owes()).map(|c| c.moved + PATIENCE).min()
+        let owing = self.connections.iter().filter(|c| c.owes()).map(|c| c.moved + PATIENCE);
+        let waiting = self.connections.iter().filter_map(|c| Some(c.waiting.as_ref()?.until));
+        owing.chain(waiting).min()
     }
 
     /// Takes one new connection, if there is one.
@@ -90,16 +101,24 @@ impl Control {
             output: Vec::new(),
             moved: now,
             ending: false,
+            waiting: None,
         });
     }
 
-    /// A connection is ready: reads, answers by `carry_out`, writes.
-    pub(crate) fn ready(&mut self, id: u64, now: Instant, carry_out: impl FnMut(u64, Op) -> Reply) {
+    /// A connection is ready: reads, answers by `carry_out`, writes. `carry_out` may have no answer yet to an
+    /// [`Op::AwaitAgent`], and is asked again by [`Control::wake`].
+    pub(crate) fn ready(&mut self, id: u64, now: Instant, carry_out: impl FnMut(u64, Op) -> Option<Reply>) {
         let Some(index) = self.connections.iter().position(|connection| connection.id == id) else { return };
         let alive = self.connections.get_mut(index).is_some_and(|c| c.ready(now, carry_out));
         if !alive {
             self.connections.remove(index);
         }
+    }
+
+    /// Answers the peers that wait, as far as `carry_out` has an answer now. One that has waited long enough is told
+    /// how things are.
+    pub(crate) fn wake(&mut self, now: Instant, mut carry_out: impl FnMut(u64, Op) -> Option<Reply>) {
+        self.connections.retain_mut(|connection| connection.wake(now, &mut carry_out));
     }
 
     /// Closes the connections whose peers have kept others waiting for too long.
@@ -114,8 +133,23 @@ impl Connection {
         !self.input.is_empty() || !self.output.is_empty()
     }
 
+    /// What to wait for on its socket. That the peer has hung up is told in any case.
+    fn interest(&self) -> PollFlags {
+        if !self.output.is_empty() {
+            PollFlags::OUT
+        } else if self.waiting.is_some() {
+            PollFlags::empty()
+        } else {
+            PollFlags::IN
+        }
+    }
+
     /// False when it is over.
-    fn ready(&mut self, now: Instant, mut carry_out: impl FnMut(u64, Op) -> Reply) -> bool {
+    fn ready(&mut self, now: Instant, carry_out: impl FnMut(u64, Op) -> Option<Reply>) -> bool {
+        if self.waiting.is_some() {
+            // Nothing is waited for then but the peer's end.
+            return false;
+        }
         self.moved = now;
         if !self.output.is_empty() && !self.flush() {
             return false;
@@ -123,21 +157,54 @@ impl Connection {
         if self.output.is_empty() && !self.ending && !self.fill() {
             return false;
         }
-        while self.output.is_empty() && !self.ending {
+        self.go_on(now, carry_out)
+    }
+
+    /// False when it is over.
+    fn wake(&mut self, now: Instant, mut carry_out: impl FnMut(u64, Op) -> Option<Reply>) -> bool {
+        let Some(waiting) = &self.waiting else { return true };
+        let Request { id, op, .. } = waiting.request;
+        let reply = match carry_out(id, op) {
+            None if now < waiting.until => return true,
+            None => carry_out(id, Op::Status),
+            reply => reply,
+        };
+        self.waiting = None;
+        self.moved = now;
+        // Lines may have come with the one that had to wait.
+        reply.is_none_or(|reply| self.say(&reply)) && self.go_on(now, carry_out)
+    }
+
+    /// Answers the lines that are there. False when it is over.
+    fn go_on(&mut self, now: Instant, mut carry_out: impl FnMut(u64, Op) -> Option<Reply>) -> bool {
+        while self.output.is_empty() && !self.ending && self.waiting.is_none() {
             let Some(line) = self.line() else { break };
-            let reply = match line {
-                Ok(line) => answer(&line, &mut carry_out),
+            let request = line.map(|line| parse(&line));
+            let reply = match request {
+                Ok(Ok(request)) => match carry_out(request.id, request.op) {
+                    Some(reply) => reply,
+                    None => {
+                        self.waiting = Some(Waiting { request, until: now + WAIT });
+                        return true;
+                    }
+                },
+                Ok(Err(reply)) => reply,
                 Err(reply) => {
                     self.ending = true;
                     reply
                 }
             };
-            self.output = text(&reply);
-            if !self.flush() {
+            if !self.say(&reply) {
                 return false;
             }
         }
         !(self.ending && self.output.is_empty())
+    }
+
+    /// False when it is over.
+    fn say(&mut self, reply: &Reply) -> bool {
+        self.output = text(reply);
+        self.flush()
     }
 
     fn fill(&mut self) -> bool {
@@ -188,15 +255,8 @@ fn text(reply: &Reply) -> Vec<u8> {
     text
 }
 
-fn answer(line: &[u8], carry_out: &mut impl FnMut(u64, Op) -> Reply) -> Reply {
-    match parse(line) {
-        Ok(request) => carry_out(request.id, request.op),
-        Err(reply) => reply,
-    }
-}
-
 /// The operations of this version.
-const OPS: [&str; 3] = ["status", "set_balloon", "stats_interval"];
+const OPS: [&str; 4] = ["status", "set_balloon", "stats_interval", "await_agent"];
 
 fn parse(line: &[u8]) -> Result<Request, Reply> {
     let bad = |id, message: String| Reply::error(id, ErrorKind::BadRequest, message);
@@ -230,16 +290,17 @@ mod test {
     use super::*;
 
     fn kind(line: &[u8]) -> Option<ErrorKind> {
-        match answer(line, &mut |id, _| Reply::ok(id, Status::default())).result {
-            Outcome::Ok(_) => None,
-            Outcome::Error(error) => Some(error.kind),
-        }
+        let Err(reply) = parse(line) else { return None };
+        let Outcome::Error(error) = reply.result else { panic!("{reply:?} is no refusal") };
+        Some(error.kind)
     }
 
     #[test]
     fn refusals_say_what_was_wrong() {
         assert_eq!(kind(br#"{"v":1,"id":7,"op":"status"}"#), None);
         assert_eq!(kind(br#"{"v":1,"id":7,"op":"set_balloon","pages":5}"#), None);
+        assert_eq!(kind(br#"{"v":1,"id":7,"op":"await_agent","after":5}"#), None);
+        assert_eq!(kind(br#"{"v":1,"id":7,"op":"await_agent"}"#), Some(ErrorKind::BadRequest));
         assert_eq!(kind(b"GET / HTTP/1.1"), Some(ErrorKind::BadRequest));
         assert_eq!(kind(b""), Some(ErrorKind::BadRequest));
         assert_eq!(kind(b"[1,2]"), Some(ErrorKind::BadVersion));
@@ -267,11 +328,73 @@ mod test {
         (Control::new(listener.into()), path)
     }
 
+    /// Lets in who knocks and serves every connection on which something waits.
     fn turn(control: &mut Control) {
-        let now = Instant::now();
+        turn_at(control, Instant::now(), 0);
+    }
+
+    /// The same at a moment, when the agent has been urgent that often.
+    fn turn_at(control: &mut Control, now: Instant, urgent: u64) {
+        let status = Status { agent_urgent: urgent, ..Status::default() };
+        let carry_out =
+            |id, op| (op != Op::AwaitAgent { after: urgent }).then(|| Reply::ok(id, status.clone()));
         control.accept(now);
-        let ids: Vec<_> = control.connections().map(|(id, ..)| id).collect();
-        ids.into_iter().for_each(|id| control.ready(id, now, |id, _| Reply::ok(id, Status::default())));
+        let mut ready = Vec::new();
+        for (id, socket, interest) in control.connections() {
+            let mut fds = [rustix::event::PollFd::from_borrowed_fd(socket, interest)];
+            rustix::event::poll(&mut fds, Some(&rustix::time::Timespec::default())).unwrap();
+            ready.extend((!fds[0].revents().is_empty()).then_some(id));
+        }
+        ready.into_iter().for_each(|id| control.ready(id, now, &carry_out));
+        control.wake(now, carry_out);
+    }
+
+    #[test]
+    fn an_answer_waits_for_the_agent_and_other_peers_do_not_wait_for_it() {
+        let (mut control, path) = control();
+        let [waiter, other] = [(); 2].map(|()| {
+            let peer = UnixStream::connect(&path).unwrap();
+            peer.set_nonblocking(true).unwrap();
+            turn(&mut control);
+            peer
+        });
+        std::fs::remove_file(path).unwrap();
+        let answer = |mut peer: &UnixStream| -> Option<Reply> {
+            let mut line = [0; 4096];
+            let n = peer.read(&mut line).ok()?;
+            Some(serde_json::from_slice(&line[..n]).unwrap())
+        };
+        let (now, wait) = (Instant::now(), b"{\"v\":1,\"id\":4,\"op\":\"await_agent\",\"after\":7}\n");
+        let late = now + Duration::from_secs(60);
+        (&waiter).write_all(wait).unwrap();
+        turn_at(&mut control, now, 7);
+        assert!(answer(&waiter).is_none());
+        assert_eq!(control.deadline(), Some(now + WAIT));
+        (&other).write_all(b"{\"v\":1,\"id\":5,\"op\":\"status\"}\n").unwrap();
+        turn_at(&mut control, now, 7);
+        assert_eq!(answer(&other).map(|reply| reply.id), Some(5));
+        turn_at(&mut control, now, 8);
+        let Some(Reply { id: 4, result: Outcome::Ok(status), .. }) = answer(&waiter) else { panic!() };
+        assert_eq!((status.agent_urgent, control.deadline()), (8, None));
+
+        // What was missed meanwhile is told at once; what does not come is not waited for for ever.
+        (&waiter).write_all(wait).unwrap();
+        turn_at(&mut control, now, 8);
+        assert!(answer(&waiter).is_some());
+        (&waiter).write_all(&[wait.as_slice(), b"{\"v\":1,\"id\":6,\"op\":\"status\"}\n"].concat()).unwrap();
+        turn_at(&mut control, now, 7);
+        assert!(answer(&waiter).is_none());
+        turn_at(&mut control, late, 7);
+        let mut both = String::new();
+        let _ = (&waiter).read_to_string(&mut both);
+        assert_eq!(both.lines().count(), 2, "and what was asked behind it is answered too: {both}");
+
+        // One that hangs up is seen although nothing is read.
+        (&waiter).write_all(wait).unwrap();
+        turn_at(&mut control, late, 7);
+        drop(waiter);
+        turn_at(&mut control, late, 7);
+        assert_eq!(control.connections().count(), 1);
     }
 
     #[test]

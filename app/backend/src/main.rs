@@ -6,7 +6,7 @@
 //! and its successor goes on.
 //!
 //! One thread, one poll loop: the keeper's socket (vhost-user messages), the rings' kicks, the control socket
-//! (see [`plimsoll_api::control`]), a timer that asks the guest for statistics. One thread owns everything, so a
+//! (see [`plimsoll_api::control`]), a timer that asks the guest for statistics, the line from the agent in the guest. One thread owns everything, so a
 //! ring that was stopped has no work under way.
 //!
 //! What it does not do: it opens no path, reads no file, starts nothing. Its descriptors all come from the
@@ -16,9 +16,11 @@
 mod args;
 mod control;
 mod device;
+mod line;
 mod prepare;
 mod serve;
 mod status;
+mod vm;
 
 use std::io::IsTerminal;
 

@@ -29,6 +29,8 @@ pub(crate) struct Prepared {
     pub(crate) private: SharedWords,
     pub(crate) rings: Vec<SharedWords>,
     pub(crate) ledger: Ledger<SharedWords>,
+    /// The guest that was there before is gone: it was cleared after.
+    pub(crate) anew: bool,
 }
 
 /// Finds the words of device 0. If the guest they tell of is gone, they are cleared first: only the last store
@@ -57,7 +59,7 @@ pub(crate) fn prepare(layout: &Layout, args: &Args) -> anyhow::Result<Prepared> 
         private[CLEARED].store(mark, SeqCst);
         ledger
     };
-    Ok(Prepared { private, rings, ledger })
+    Ok(Prepared { private, rings, ledger, anew: found != mark && found != 0 })
 }
 
 fn format(words: SharedWords, args: &Args) -> anyhow::Result<Ledger<SharedWords>> {
@@ -99,19 +101,19 @@ mod test {
     fn a_successor_finds_what_was_left_and_a_new_guest_finds_it_cleared() {
         let (layout, args) = (layout(), args());
         let first = prepare(&layout, &args).unwrap();
-        assert_eq!(first.private[NUM_PAGES].load(SeqCst), 500);
+        assert_eq!((first.private[NUM_PAGES].load(SeqCst), first.anew), (500, false));
         first.private[NUM_PAGES].store(7, SeqCst);
         first.private[ACTUAL].store(3, SeqCst);
         Ring::attach(&first.rings[1]).set_base(99);
 
         let second = prepare(&layout, &args).unwrap();
-        assert_eq!(second.private[ACTUAL].load(SeqCst), 3);
+        assert_eq!((second.private[ACTUAL].load(SeqCst), second.anew), (3, false));
         assert_eq!(Ring::attach(&second.rings[1]).base(), 99);
 
         layout.connected(0);
         layout.disconnected(0);
         let third = prepare(&layout, &args).unwrap();
-        assert_eq!(third.private[ACTUAL].load(SeqCst), 0);
+        assert_eq!((third.private[ACTUAL].load(SeqCst), third.anew), (0, true));
         assert_eq!(third.private[NUM_PAGES].load(SeqCst), 7, "what the host wants stays");
         assert_eq!(Ring::attach(&third.rings[1]).base(), 0);
     }

@@ -1,5 +1,7 @@
 //! Everything this process knows of its VM, in one answer.
 
+use std::time::Instant;
+
 use plimsoll_api::control::{Counters, LedgerCounts, Status};
 use plimsoll_model::GuestStats;
 use plimsoll_units::{Bytes, PageCount};
@@ -7,14 +9,20 @@ use plimsoll_vhost_user::Session;
 use plimsoll_vhost_user::layout::Layout;
 
 use crate::device::BalloonDevice;
+use crate::line::Line;
 
 /// The device this process serves.
-const DEVICE: usize = 0;
+pub(crate) const DEVICE: usize = 0;
 
 /// The queue whose running means that the driver is up.
 const INFLATE: u16 = 0;
 
-pub(crate) fn status(session: &Session<BalloonDevice>, layout: &Layout, maxmem: Bytes) -> Status {
+pub(crate) fn status(
+    session: &Session<BalloonDevice>,
+    layout: &Layout,
+    maxmem: Bytes,
+    line: Option<&Line>,
+) -> Status {
     let device = session.device();
     let balloon = device.balloon();
     let counts = balloon.ledger().counts();
@@ -22,9 +30,11 @@ pub(crate) fn status(session: &Session<BalloonDevice>, layout: &Layout, maxmem: 
     let given_up = counts.ballooned.0.saturating_add(counts.reported.0);
     let present = PageCount(balloon.memory().pages().saturating_sub(given_up));
     let age = device.stats_at().map_or(0, |at| at.elapsed().as_millis());
+    let generation = layout.generation(DEVICE);
+    let agent = line.and_then(|line| line.latest(generation, Instant::now()));
     Status {
         epoch: layout.epoch(),
-        generation: layout.generation(DEVICE),
+        generation,
         connected: layout.is_connected(DEVICE),
         driver_ready: session.is_running(INFLATE),
         maxmem,
@@ -35,6 +45,10 @@ pub(crate) fn status(session: &Session<BalloonDevice>, layout: &Layout, maxmem: 
         resident: Bytes(session.memory().map_or(0, |memory| memory.resident())),
         ledger: LedgerCounts { present, ballooned: counts.ballooned, reported: counts.reported },
         counters: counters(balloon.counters(), session.breaks()),
+        agent: agent.map(|(report, _)| report.stats),
+        agent_age_ms: agent.map_or(0, |(_, age_ms)| age_ms),
+        agent_urgent: line.map_or(0, Line::urgent),
+        agent_counters: line.map(Line::counters),
     }
 }
 

@@ -38,4 +38,9 @@ pub(crate) struct Args {
     /// in another process than the one that connects.
     #[arg(long)]
     pub(crate) memory_ends_with_vmm: bool,
+    /// Standard input is the host's end of the line from the agent in the guest: a stream socket, handed to each back end.
+    ///
+    /// The keeper never reads it.
+    #[arg(long)]
+    pub(crate) agent_line: bool,
 }

@@ -13,7 +13,7 @@ use plimsoll_vhost_user::Throttle;
 use plimsoll_vhost_user::handover::Handover;
 use plimsoll_vhost_user::layout::Layout;
 use plimsoll_vhost_user::wire::Region;
-use rustix::net::SocketFlags;
+use rustix::net::{SocketFlags, SocketType};
 
 use crate::args::Args;
 use crate::back::{Back, Deaths, Next};
@@ -44,6 +44,8 @@ pub(crate) struct Keeper {
     layout: Layout,
     ledger_frames: u32,
     control: Option<Socket>,
+    /// The host's end of the line from the agent in the guest. Held and handed on, never read.
+    line: Option<OwnedFd>,
     pub(crate) poke: Notifier,
     pub(crate) slots: Vec<Slot>,
     pub(crate) back: BackEnd,
@@ -100,6 +102,7 @@ impl Keeper {
             });
         }
         let control = Some(Socket::listen(&folder, CONTROL)?);
+        let line = if args.agent_line { Some(agent_line()?) } else { None };
         let now = Instant::now();
         Ok(Self {
             deaths: Deaths::new(args.give_up_after),
@@ -110,6 +113,7 @@ impl Keeper {
             layout,
             ledger_frames,
             control,
+            line,
             poke: Notifier::new()?,
             slots,
             back: BackEnd::Due(now),
@@ -377,6 +381,7 @@ impl Keeper {
             memory: dup(self.memory.as_fd())?,
             control: dup(control.listener().as_fd())?,
             poke: dup(self.poke.as_fd())?,
+            line: self.line.as_ref().map(|line| dup(line.as_fd())).transpose()?,
             devices,
         };
         self.layout.begin_epoch();
@@ -387,6 +392,17 @@ impl Keeper {
             slot.device.link(socket, now)?;
         }
         Ok(())
+    }
+}
+
+/// Takes the agent's line from standard input.
+fn agent_line() -> anyhow::Result<OwnedFd> {
+    let line = std::io::stdin().as_fd().try_clone_to_owned().context("cannot take standard input over")?;
+    match rustix::net::sockopt::socket_type(&line) {
+        Ok(SocketType::STREAM) => Ok(line),
+        Ok(_) | Err(_) => {
+            bail!("--agent-line: standard input is not a stream socket; `plimsoll run` makes one")
+        }
     }
 }
 

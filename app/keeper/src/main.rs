@@ -3,8 +3,8 @@
 //!
 //! Place in the map: a program of `app/`, one per VM. It reads vhost-user messages, all of them hostile, and
 //! nothing else of a guest's: it maps no guest memory and looks into no ring. It holds what must outlive a
-//! back end: the front ends' sockets and descriptors, the listening control socket (which it never reads), and
-//! the sealed shared memory in which rings, configuration and ledger stand.
+//! back end: the front ends' sockets and descriptors, the listening control socket and the line from the agent in the
+//! guest (neither of which it ever reads), and the sealed shared memory in which rings, configuration and ledger stand.
 //!
 //! ```text
 //!   VMM ── DIR/balloon.sock ──> keeper ── socket pair ──> back end <── DIR/control.sock ── plimsolld

@@ -13,6 +13,10 @@ use crate::layout::MAX_DEVICES;
 /// What the message says: its version, and that it is one.
 const HELLO: &[u8; 12] = b"plimsoll-be1";
 
+/// The same with an agent's line among the descriptors. A VM without one is handed over as before there were any, so that
+/// keepers and back ends of both times go together.
+const HELLO_WITH_LINE: &[u8; 12] = b"plimsoll-be2";
+
 /// Everything a back end needs of its keeper.
 #[derive(Debug)]
 pub struct Handover {
@@ -22,6 +26,8 @@ pub struct Handover {
     pub control: OwnedFd,
     /// The event counter by which the keeper learns that a configuration space has changed.
     pub poke: OwnedFd,
+    /// The host's end of the line from the agent in the guest: a stream socket.
+    pub line: Option<OwnedFd>,
     /// One end of a socket for each device, on which the keeper speaks vhost-user.
     pub devices: Vec<OwnedFd>,
 }
@@ -44,9 +50,11 @@ impl Handover {
     /// When the socket fails.
     pub fn send(&self, socket: impl AsFd) -> Result<(), HandoverError> {
         let mut fds = vec![self.memory.as_fd(), self.control.as_fd(), self.poke.as_fd()];
+        fds.extend(self.line.as_ref().map(AsFd::as_fd));
         fds.extend(self.devices.iter().map(AsFd::as_fd));
-        match plimsoll_shm::send(socket, HELLO, &fds)? {
-            sent if sent == HELLO.len() => Ok(()),
+        let hello = if self.line.is_some() { HELLO_WITH_LINE } else { HELLO };
+        match plimsoll_shm::send(socket, hello, &fds)? {
+            sent if sent == hello.len() => Ok(()),
             _ => Err(HandoverError::Socket(ShmError::WouldBlock)),
         }
     }
@@ -58,18 +66,20 @@ impl Handover {
     pub fn receive(socket: impl AsFd) -> Result<Self, HandoverError> {
         let mut hello = [0; HELLO.len()];
         let received = plimsoll_shm::receive(socket, &mut hello).map_err(|_| HandoverError::NotAKeeper)?;
-        if &hello != HELLO || received.bytes != HELLO.len() {
+        let with_line = &hello == HELLO_WITH_LINE;
+        if (&hello != HELLO && !with_line) || received.bytes != hello.len() {
             return Err(HandoverError::NotAKeeper);
         }
         let mut fds = received.fds.into_iter();
         let (Some(memory), Some(control), Some(poke)) = (fds.next(), fds.next(), fds.next()) else {
             return Err(HandoverError::NotAKeeper);
         };
+        let line = if with_line { fds.next() } else { None };
         let devices: Vec<_> = fds.collect();
         if devices.is_empty() || devices.len() > MAX_DEVICES {
             return Err(HandoverError::NotAKeeper);
         }
-        Ok(Self { memory, control, poke, devices })
+        Ok(Self { memory, control, poke, line, devices })
     }
 }
 
@@ -84,9 +94,18 @@ mod test {
     fn everything_arrives() {
         let (keeper, back_end) = UnixStream::pair().unwrap();
         let fd = || OwnedFd::from(UnixStream::pair().unwrap().0);
-        let handover = Handover { memory: fd(), control: fd(), poke: fd(), devices: vec![fd(), fd()] };
-        handover.send(&keeper).unwrap();
-        assert_eq!(Handover::receive(&back_end).unwrap().devices.len(), 2);
+        for (line, n_devices) in [(false, 2), (true, 2), (true, MAX_DEVICES)] {
+            let handover = Handover {
+                memory: fd(),
+                control: fd(),
+                poke: fd(),
+                line: line.then(fd),
+                devices: (0..n_devices).map(|_| fd()).collect(),
+            };
+            handover.send(&keeper).unwrap();
+            let received = Handover::receive(&back_end).unwrap();
+            assert_eq!((received.line.is_some(), received.devices.len()), (line, n_devices));
+        }
     }
 
     #[test]

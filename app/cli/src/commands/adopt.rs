@@ -26,7 +26,7 @@ async fn adopt(context: &Context, args: &AdoptArgs) -> anyhow::Result<VmView> {
         .ok_or_else(|| WrongUse(format!("the path {} is not UTF-8, which the API needs", qmp.display())))?;
     let register = Register {
         name: args.name.clone(),
-        endpoint: Endpoint::Qemu { qmp: path.to_string() },
+        endpoint: Endpoint::Qemu { qmp: path.to_string(), agent: None },
         sizes: sizes(args, &qmp).await?,
         adopt: true,
         console: None,

@@ -148,7 +148,7 @@ impl<'a> Subject<'a> {
         own_dir: VmDir,
     ) -> anyhow::Result<Self> {
         let (kind, socket) = match &view.endpoint {
-            Endpoint::Qemu { qmp } => (Kind::Qemu, std::path::PathBuf::from(qmp)),
+            Endpoint::Qemu { qmp, .. } => (Kind::Qemu, std::path::PathBuf::from(qmp)),
             Endpoint::Uml { control } => (Kind::Uml, std::path::PathBuf::from(control)),
         };
         let Some(folder) = socket.parent() else { bail!("the daemon names no folder of the VM") };

@@ -187,7 +187,7 @@ fn process_facts(vm: &VmView) -> Vec<(&'static str, String)> {
         process.map_or("not known".to_string(), |process| format!("pid {}", process.pid))
     };
     let mut facts = match &vm.endpoint {
-        Endpoint::Qemu { qmp } => {
+        Endpoint::Qemu { qmp, .. } => {
             vec![("vmm", format!("qemu, {}", pid(vm.vmm))), ("qmp socket", clean(qmp))]
         }
         Endpoint::Uml { control } => vec![

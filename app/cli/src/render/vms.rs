@@ -170,6 +170,8 @@ pub(crate) mod test {
             reason_text: Reason::Baseline { memory: Bytes::mib(256) }.to_string(),
             owner_uid: 0,
             vmm: None,
+            agent: None,
+            agent_line: None,
             keeper: None,
             console: None,
             backend: None,

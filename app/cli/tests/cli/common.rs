@@ -192,6 +192,8 @@ pub(crate) fn vm(name: &str, endpoint: Endpoint, sizes: Sizes) -> VmView {
         reason_text: reason.to_string(),
         owner_uid: rustix::process::getuid().as_raw(),
         vmm: None,
+        agent: None,
+        agent_line: None,
         keeper: None,
         console: None,
         backend: None,

@@ -1,6 +1,6 @@
 //! What is known, as the API shows it.
 
-use plimsoll_api::http::{Explain, HostView, ListView, VmView};
+use plimsoll_api::http::{AgentView, Explain, HostView, ListView, VmView};
 use plimsoll_model::{Link, Reason, VmName, VmState};
 use plimsoll_units::{Bytes, MonoTime};
 
@@ -16,6 +16,7 @@ pub(crate) fn vm(vm: &Vm, now: MonoTime) -> VmView {
     let (saved, link) = (&vm.saved, vm.link(now));
     let (state, reason) = word(vm, link);
     let stats = vm.seen.as_ref().and_then(|seen| seen.stats);
+    let agent = vm.seen.as_ref().and_then(|seen| seen.agent);
     VmView {
         id: saved.id,
         name: saved.name.clone(),
@@ -35,6 +36,8 @@ pub(crate) fn vm(vm: &Vm, now: MonoTime) -> VmView {
         stats_age_ms: stats.map(|s| now.millis_since(s.at)),
         reason,
         reason_text: reason.to_string(),
+        agent: agent.map(|a| AgentView { age_ms: now.millis_since(a.at), stats: a.stats }),
+        agent_line: vm.seen.as_ref().and_then(|seen| seen.agent_line),
         owner_uid: saved.owner_uid,
         vmm: saved.vmm,
         keeper: saved.keeper,

@@ -43,7 +43,7 @@ impl Driver {
         first: Option<First>,
     ) -> Self {
         let task = match endpoint {
-            Endpoint::Qemu { qmp } => {
+            Endpoint::Qemu { qmp, .. } => {
                 let qemu = qemu::Qemu { qmp: qmp.into(), owner, maxmem };
                 let first = match first {
                     Some(First::Qemu(connection)) => Some(*connection),

@@ -271,6 +271,7 @@ impl Guest {
             resident: None,
             stats: self.stats,
             agent: None,
+            agent_line: None,
             generation: self.generation,
             epoch: 0,
             backend: None,

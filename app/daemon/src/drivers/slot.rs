@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use plimsoll_api::control::AgentCounters;
 use plimsoll_api::http::BackendView;
 use plimsoll_model::{AgentSample, StatsSample};
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
@@ -31,6 +32,8 @@ pub(crate) struct Observation {
     pub(crate) stats: Option<StatsSample>,
     /// The word of the agent in the guest.
     pub(crate) agent: Option<AgentSample>,
+    /// What came over its line; `None` where there is none.
+    pub(crate) agent_line: Option<AgentCounters>,
     /// Rises when the guest is rebooted; 0 before a VMM was there at all.
     pub(crate) generation: u64,
     /// Rises when a back end is started; 0 where there is none.

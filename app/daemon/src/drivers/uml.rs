@@ -2,9 +2,9 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use plimsoll_api::control::{Op, Status};
+use plimsoll_api::control::{AgentCounters, Op, Status};
 use plimsoll_api::http::BackendView;
-use plimsoll_model::StatsSample;
+use plimsoll_model::{AgentSample, StatsSample};
 use plimsoll_units::{BalloonSize, Bytes, MemTarget, MonoTime};
 
 use super::backoff::Backoff;
@@ -97,7 +97,7 @@ impl Guest<'_> {
                 let message = refusal.message;
                 let target = match op {
                     Op::SetBalloon { pages } => MemTarget::from_balloon(self.uml.maxmem, pages),
-                    Op::Status | Op::StatsInterval { .. } => self.slot.target(),
+                    Op::Status | Op::StatsInterval { .. } | Op::AwaitAgent { .. } => self.slot.target(),
                 };
                 self.slot.failed(target, &format!("its back end refused a request: {message}"));
             }
@@ -129,13 +129,22 @@ fn observe(status: &Status, maxmem: Bytes, now: MonoTime, before: Option<&Observ
         Some(known) if known.stats == stats && same_moment(known.at, at) => known,
         _ => StatsSample { at, stats },
     });
+    let agent = status.agent.map(|stats| {
+        let at = MonoTime(now.0.saturating_sub(status.agent_age_ms.saturating_mul(1000)));
+        match before {
+            // The age is in whole milliseconds, so the same report would seem to come at another moment.
+            Some(known) if same_report(known, status) => known.agent.unwrap_or(AgentSample { at, stats }),
+            _ => AgentSample { at, stats },
+        }
+    });
     Observation {
         at: now,
         driver_up: status.driver_ready,
         actual: MemTarget::from_balloon(maxmem, status.actual),
         resident: Some(status.resident.min(maxmem)),
         stats,
-        agent: None,
+        agent,
+        agent_line: status.agent_counters,
         generation: status.generation,
         epoch: status.epoch,
         backend: Some(BackendView {
@@ -145,6 +154,13 @@ fn observe(status: &Status, maxmem: Bytes, now: MonoTime, before: Option<&Observ
             counters: status.counters,
         }),
     }
+}
+
+/// Whether the latest report of the agent is the one that was known before.
+fn same_report(known: &Observation, status: &Status) -> bool {
+    let frames = |line: Option<AgentCounters>| line.map(|line| line.frames);
+    (known.generation, known.epoch, frames(known.agent_line))
+        == (status.generation, status.epoch, frames(status.agent_counters))
 }
 
 #[cfg(test)]

@@ -243,6 +243,7 @@ mod test {
             resident: Some(Bytes::mib(200)),
             stats: Some(StatsSample { at: clock::now(), stats }),
             agent: None,
+            agent_line: None,
             generation: 1,
             epoch: 2,
             backend: Some(plimsoll_api::http::BackendView {

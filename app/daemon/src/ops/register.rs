@@ -218,7 +218,7 @@ impl Inner {
         if let Some(vm) = self.registry.at(endpoint) {
             return Err(Refusal::conflict(format!(
                 "{} is registered already, as `{}`; a VM cannot be counted twice",
-                path_of(endpoint),
+                endpoint.socket(),
                 vm.saved.name
             )));
         }
@@ -226,15 +226,7 @@ impl Inner {
     }
 }
 
-fn path_of(endpoint: &Endpoint) -> &str {
-    match endpoint {
-        Endpoint::Qemu { qmp } => qmp,
-        Endpoint::Uml { control } => control,
-    }
-}
-
-fn check_form(request: &Register) -> Result<(), Refusal> {
-    let path = path_of(&request.endpoint);
+fn check_socket(path: &str) -> Result<(), Refusal> {
     if !path.starts_with('/') || path.contains('\0') {
         return Err(Refusal::bad_request(format!("the socket `{path}` is not an absolute path")));
     }
@@ -244,6 +236,12 @@ fn check_form(request: &Register) -> Result<(), Refusal> {
             path.len()
         )));
     }
+    Ok(())
+}
+
+fn check_form(request: &Register) -> Result<(), Refusal> {
+    check_socket(request.endpoint.socket())?;
+    request.endpoint.agent_socket().map_or(Ok(()), check_socket)?;
     if request.console.as_ref().is_some_and(|c| c.len() > SHOWN_PATH) {
         return Err(Refusal::bad_request(format!("the console's path has more than {SHOWN_PATH} bytes")));
     }
@@ -279,7 +277,7 @@ fn sizes_of(request: &Register, found: Option<&Found>) -> Result<Sizes, Refusal>
 /// Asks a running VM.
 async fn find(endpoint: &Endpoint, uid: u32) -> Result<Found, Refusal> {
     match endpoint {
-        Endpoint::Qemu { qmp } => {
+        Endpoint::Qemu { qmp, .. } => {
             let mut connection = qemu::Connection::open(qmp.into(), uid).await.map_err(refuse_qemu)?;
             let found = connection.look().await.map_err(|e| refuse_qemu(e.into()))?;
             let peer = connection.peer();

@@ -231,7 +231,7 @@ impl Vm {
 
     /// Whether it is spoken to at the same place.
     pub(crate) fn is_at(&self, endpoint: &Endpoint) -> bool {
-        self.gone.is_none() && self.saved.endpoint == *endpoint
+        self.gone.is_none() && self.saved.endpoint.socket() == endpoint.socket()
     }
 }
 
@@ -256,6 +256,7 @@ mod test {
             resident: Some(Bytes::mib(200)),
             stats: None,
             agent: None,
+            agent_line: None,
             generation: 1,
             epoch: 1,
             backend: None,

@@ -103,7 +103,7 @@ fn endpoint(plan: &Plan) -> anyhow::Result<Endpoint> {
         None => bail!("the path {} is not UTF-8, which the API needs", path.display()),
     };
     Ok(match &plan.machine {
-        Machine::Qemu(_) => Endpoint::Qemu { qmp: text(plan.dir.qmp_socket())? },
+        Machine::Qemu(_) => Endpoint::Qemu { qmp: text(plan.dir.qmp_socket())?, agent: None },
         Machine::Uml(_) => Endpoint::Uml { control: text(plan.dir.control_socket())? },
     })
 }
