@@ -20,8 +20,11 @@
 //! 409 (name taken), 422 (understood, but not possible; the message has the numbers) or 503 (the VM does
 //! not answer).
 
+use std::collections::BTreeMap;
+
 use plimsoll_model::{
-    AgentStats, HostSample, HostState, Link, Reason, Sizes, StatsSample, VmId, VmName, VmState,
+    AgentStats, HostSample, HostState, Link, Reason, Sizes, Source, StatsSample, Tunables, VmId, VmName,
+    VmState,
 };
 use plimsoll_units::{Bytes, MemTarget};
 use serde::{Deserialize, Serialize};
@@ -45,23 +48,18 @@ pub enum Endpoint {
     Qemu {
         /// The QMP socket.
         qmp: String,
-    },
-    /// User Mode Linux behind a keeper.
-    Uml {
-        /// The back end's control socket, see [`crate::control`].
-        control: String,
         /// The socket of the character device behind the virtio-serial port `org.plimsoll.agent.0`, if there is one: the
         /// agent in the guest speaks there.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         agent: Option<String>,
     },
+    /// User Mode Linux behind a keeper.
+    Uml {
+        /// The back end's control socket, see [`crate::control`].
+        control: String,
+    },
 }
 
-/// A process by number and start time (field 22 of /proc/PID/stat, clock ticks since boot), so that a
-/// number used again is not taken for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProcessRef {
 impl Endpoint {
     /// The socket by which the VM is told its target. Two endpoints with the same one are the same VM.
     #[must_use]
@@ -82,6 +80,11 @@ impl Endpoint {
     }
 }
 
+/// A process by number and start time (field 22 of /proc/PID/stat, clock ticks since boot), so that a
+/// number used again is not taken for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessRef {
     /// The process number.
     pub pid: u32,
     /// Its start time.
@@ -120,6 +123,9 @@ pub struct Patch {
     /// A new weight, 1 to 10000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// Self-ballooning settings, by the names and in the words of [`Tunables::set`]; all of them or none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tunables: BTreeMap<String, String>,
     /// The VMM's process, once it is started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm: Option<ProcessRef>,
@@ -203,7 +209,13 @@ pub struct VmView {
     pub overhead: Bytes,
     /// An operator's pin.
     pub hold: Option<MemTarget>,
-    /// What the guest needs by its own statistics.
+    /// Self-ballooning settings.
+    #[serde(default)]
+    pub tunables: Tunables,
+    /// Whose word the need is taken from.
+    #[serde(default)]
+    pub source: Source,
+    /// What the guest needs by that word.
     pub need: Option<Bytes>,
     /// What it could spare.
     pub spare: Bytes,
@@ -211,6 +223,12 @@ pub struct VmView {
     pub stats: Option<StatsSample>,
     /// How old that is, in milliseconds.
     pub stats_age_ms: Option<u64>,
+    /// The word of the agent inside the guest, if one speaks.
+    #[serde(default)]
+    pub agent: Option<AgentView>,
+    /// What came over the agent's line; `None` where there is no line.
+    #[serde(default)]
+    pub agent_line: Option<AgentCounters>,
     /// Why its target is what it is.
     pub reason: Reason,
     /// The same in a sentence.
@@ -225,16 +243,19 @@ pub struct VmView {
     pub console: Option<String>,
     /// What the back end tells, where there is one.
     pub backend: Option<BackendView>,
-    /// The word of the agent inside the guest, if one speaks.
-    #[serde(default)]
-    pub agent: Option<AgentView>,
-    /// What came over the agent's line; `None` where there is no line.
-    #[serde(default)]
-    pub agent_line: Option<AgentCounters>,
     /// The last thing that went wrong in speaking to it, if nothing has gone right since.
     pub problem: Option<String>,
     /// The change of target that made it what it is.
     pub last_change: Option<Change>,
+}
+
+/// What the agent inside a guest said last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentView {
+    /// How old that is, in milliseconds.
+    pub age_ms: u64,
+    /// What it said.
+    pub stats: AgentStats,
 }
 
 /// What a keeper's back end tells of itself.
@@ -251,15 +272,6 @@ pub struct BackendView {
 }
 
 /// A change of a VM's target.
-/// What the agent inside a guest said last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgentView {
-    /// How old that is, in milliseconds.
-    pub age_ms: u64,
-    /// What it said.
-    pub stats: AgentStats,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// Microseconds since 1970, for people.

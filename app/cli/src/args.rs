@@ -110,7 +110,7 @@ pub(crate) struct DaemonArgs {
 #[derive(Debug, Group)]
 #[command(
     after_help = "TARGET is what the VM may have now, ACTUAL what its guest holds, RESIDENT what of that is in the host's memory, \
-NEED what the guest needs by its own statistics; `-` is not known.\n\n\
+NEED what the guest needs by its own word (its agent's, else its balloon's statistics); `-` is not known.\n\n\
 Examples:\n  \
 plimsoll list\n  \
 plimsoll list --json | jq -r '.vms[].name'"
@@ -154,10 +154,14 @@ pub(crate) struct TopArgs {
 #[derive(Debug, Group)]
 #[command(
     after_help = "KEY is memory (the baseline, within floor and maxmem) or weight (1 to 10000). floor and maxmem are fixed \
-when a VM is made.\n\n\
+when a VM is made. Settings of self-ballooning, as `plimsoll show` lists them, are set in the same way: selfballooning \
+(on, off), selfballoon_interval (seconds), selfballoon_downhysteresis, selfballoon_uphysteresis, min_usable_mb, \
+reserved_mb; frontswap_selfshrinking, frontswap_hysteresis and frontswap_inertia are kept for when the VM has a swap \
+store.\n\n\
 Examples:\n  \
 plimsoll set web memory=512M\n  \
-plimsoll set web memory=512M weight=200"
+plimsoll set web memory=512M weight=200\n  \
+plimsoll set web selfballooning=on selfballoon_interval=5"
 )]
 pub(crate) struct SetArgs {
     /// Which VM

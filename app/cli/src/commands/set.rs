@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use hyper::Method;
 use plimsoll_api::http::Patch;
+use plimsoll_model::Tunables;
 use plimsoll_units::Bytes;
 
 use super::Context;
@@ -36,6 +37,13 @@ fn patch(changes: &[String]) -> Result<Patch, WrongUse> {
                 patch.memory.replace(memory).is_some()
             }
             "weight" => patch.weight.replace(weight(value)?).is_some(),
+            _ if Tunables::NAMES.contains(&key) => {
+                // Checked here too, so that nothing is sent that cannot be.
+                Tunables::default()
+                    .set(key, value)
+                    .map_err(|e| WrongUse(format!("cannot set {key}: {e}")))?;
+                patch.tunables.insert(key.to_owned(), value.to_owned()).is_some()
+            }
             _ => return Err(WrongUse(unknown(key))),
         };
         if twice {
@@ -62,9 +70,12 @@ fn unknown(key: &str) -> String {
                 "cannot set {key}: `plimsoll hold NAME SIZE` pins a VM's target; memory= moves its baseline"
             )
         }
-        _ => match suggest::did_you_mean(key, ["memory", "weight"]) {
+        _ => match suggest::did_you_mean(key, ["memory", "weight"].into_iter().chain(Tunables::NAMES)) {
             Some(hint) => format!("cannot set {key}: there is no such key; {hint}"),
-            None => format!("cannot set {key}: there is no such key; memory and weight can be set"),
+            None => format!(
+                "cannot set {key}: there is no such key; memory and weight can be set, and {}",
+                Tunables::NAMES.join(", ")
+            ),
         },
     }
 }
@@ -95,5 +106,11 @@ mod test {
         wrong(&["memory=1000000000000000000000000000000"], "16 EiB");
         wrong(&["weight=0"], "1 to 10000");
         wrong(&["memory=1G", "memory=2G"], "twice");
+        wrong(&["selfbalooning=on"], "did you mean selfballooning?");
+        wrong(&["selfballoon_interval=0"], "at least 1");
+        wrong(&["selfballooning=maybe"], "`on` or `off`");
+        wrong(&["selfballoon_interval=5", "selfballoon_interval=6"], "twice");
+        let tuned = read(&["selfballooning=on", "selfballoon_interval=5"]).unwrap();
+        assert_eq!(tuned.tunables.len(), 2);
     }
 }

@@ -1,7 +1,7 @@
 //! `explain NAME`: why a VM has the memory it has, in sentences.
 
 use plimsoll_api::http::{Explain, HostView, Life, VmView};
-use plimsoll_model::{HostState, VmState};
+use plimsoll_model::{HostState, Source, VmState};
 
 use super::size::short;
 use super::{clean, show, time};
@@ -44,14 +44,23 @@ fn guest(vm: &VmView) -> String {
     let holds = format!("The guest holds {}", vm.actual);
     let resident =
         vm.resident.map_or(String::new(), |r| format!(" ({} of it in the host's memory)", short(r)));
-    let age = vm.stats_age_ms.map_or(String::new(), |ms| format!(", {} ago", time::span(ms)));
-    match vm.need {
-        Some(need) => format!(
-            "{holds}{resident}; by its own statistics{age} it needs {} and could spare {}.",
-            short(need),
-            short(vm.spare)
-        ),
+    let ago = |ms: Option<u64>| ms.map_or(String::new(), |ms| format!(", {} ago", time::span(ms)));
+    let word = match vm.source {
+        Source::Agent => format!("by its agent{}", ago(vm.agent.map(|a| a.age_ms))),
+        Source::Device | Source::Nobody => {
+            format!("by its balloon's statistics{} (no agent speaks)", ago(vm.stats_age_ms))
+        }
+    };
+    let known = match vm.need {
+        Some(need) => {
+            format!("{holds}{resident}; {word} it needs {} and could spare {}.", short(need), short(vm.spare))
+        }
         None => format!("{holds}{resident}; it has sent no statistics, so nothing is known of its need."),
+    };
+    if vm.tunables.selfballooning && vm.source != Source::Agent {
+        format!("{known} Self-ballooning is on, but does nothing before its agent speaks.")
+    } else {
+        known
     }
 }
 

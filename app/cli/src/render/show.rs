@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use plimsoll_api::http::{BackendView, Change, Endpoint, HostView, ProcessRef, VmView};
-use plimsoll_model::{GuestStats, Link};
+use plimsoll_model::{AgentStats, GuestStats, Link, Tunables};
 use plimsoll_units::{Bytes, Ppm};
 
 use super::size::{maybe, short};
@@ -15,6 +15,7 @@ pub(crate) fn vm(vm: &VmView, now_us: u64) -> String {
     group(&mut text, "state", &state_facts(vm));
     group(&mut text, "memory", &memory_facts(vm));
     group(&mut text, "guest", &guest_facts(vm));
+    group(&mut text, "self-ballooning", &tunable_facts(vm));
     if let Some(backend) = &vm.backend {
         group(&mut text, "back end", &backend_facts(backend));
     }
@@ -75,12 +76,13 @@ fn group(text: &mut String, head: &str, facts: &[(&str, String)]) {
     if facts.is_empty() {
         return;
     }
+    let width = facts.iter().map(|(what, _)| what.len()).max().unwrap_or(0).max(15);
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{head}");
     for (what, fact) in facts {
         let _ = match *what {
             "" => writeln!(text, "  {fact}"),
-            what => writeln!(text, "  {what:<15} {fact}"),
+            what => writeln!(text, "  {what:<width$} {fact}"),
         };
     }
 }
@@ -121,7 +123,15 @@ fn memory_facts(vm: &VmView) -> Vec<(&'static str, String)> {
 }
 
 fn guest_facts(vm: &VmView) -> Vec<(&'static str, String)> {
-    let mut facts = vec![("needs", maybe(vm.need)), ("could spare", short(vm.spare))];
+    let mut facts =
+        vec![("needs", maybe(vm.need)), ("could spare", short(vm.spare)), ("known", vm.source.to_string())];
+    match &vm.agent {
+        Some(agent) => {
+            facts.push(("agent", format!("{} old", time::span(agent.age_ms))));
+            facts.extend(agent_facts(&agent.stats));
+        }
+        None => facts.push(("agent", "has not spoken".to_string())),
+    }
     let Some(sample) = &vm.stats else {
         facts.push(("statistics", "none yet".to_string()));
         return facts;
@@ -130,6 +140,35 @@ fn guest_facts(vm: &VmView) -> Vec<(&'static str, String)> {
     facts.push(("statistics", age));
     facts.extend(stats_facts(&sample.stats));
     facts
+}
+
+fn agent_facts(stats: &AgentStats) -> Vec<(&'static str, String)> {
+    let sizes = [
+        ("  total", stats.total),
+        ("  free", stats.free),
+        ("  available", stats.available),
+        ("  committed", stats.committed),
+        ("  cached", stats.cached),
+        ("  anonymous", stats.anon),
+        ("  swap total", stats.swap_total),
+        ("  swap free", stats.swap_free),
+        ("  reserve", stats.reserve),
+    ];
+    let counts = [
+        ("  swapped in", stats.swap_in),
+        ("  swapped out", stats.swap_out),
+        ("  refaults", stats.refaults),
+        ("  major faults", stats.major_faults),
+        ("  alloc stalls", stats.alloc_stalls),
+        ("  oom kills", stats.oom_kills),
+    ];
+    let sizes = sizes.into_iter().filter_map(|(what, size)| Some((what, short(size?))));
+    let counts = counts.into_iter().filter_map(|(what, count)| Some((what, count?.to_string())));
+    sizes.chain(counts).collect()
+}
+
+fn tunable_facts(vm: &VmView) -> Vec<(&'static str, String)> {
+    Tunables::NAMES.iter().filter_map(|name| Some((*name, vm.tunables.get(name)?))).collect()
 }
 
 fn stats_facts(stats: &GuestStats) -> Vec<(&'static str, String)> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{FakeDaemon, assert_golden, uml};
 use plimsoll_api::http::{BackendView, Event, Life, ListView, ProcessRef};
-use plimsoll_model::{Reason, Signal, VmState};
+use plimsoll_model::{Reason, Signal, Source, VmState};
 use plimsoll_testbed::paths::program;
 use plimsoll_testbed::skip::unless_available;
 use plimsoll_testbed::wait::poll_until;
@@ -26,6 +26,7 @@ fn busy() -> FakeDaemon {
     (db.state, db.target) = (VmState::Distressed, MemTarget(Bytes::gib(12)));
     db.reason = Reason::Distress {
         signal: Signal::Swap,
+        source: Source::Agent,
         available: Bytes::mib(3),
         low: Bytes::mib(20),
         wanted: Bytes::gib(1),
@@ -120,10 +121,10 @@ fn explain_speaks_in_sentences() {
     for part in [
         "web's target is 256M. It was told of 1G (maxmem), is guaranteed 128M (floor)",
         "Why: its baseline is 256M and the host has room for it.",
-        "by its own statistics, 0.4 s ago it needs 128M and could spare 128M.",
+        "by its balloon's statistics, 0.4 s ago (no agent speaks) it needs 128M and could spare 128M.",
         "The host is tight: guests want more than is free: 2048M of a budget of 7168M is claimed",
         "distressed guests wait for 64M",
-        "2026-11-21T11:24:36Z): 300M -> 256M by the arbiter: it needs 140M",
+        "2026-11-21T11:24:36Z): 300M -> 256M by the arbiter: it needs 140M, by its balloon's statistics",
         "Before that:",
     ] {
         assert!(text.contains(part), "no `{part}` in:\n{text}");

@@ -12,7 +12,9 @@ use plimsoll_api::http::{
     Change, Endpoint, Event, EventList, Explain, Hold, HostView, Life, ListView, Patch, Problem, Register,
     Stop, VmView,
 };
-use plimsoll_model::{GuestStats, HostSample, HostState, Link, Reason, Sizes, StatsSample, VmId, VmState};
+use plimsoll_model::{
+    GuestStats, HostSample, HostState, Link, Reason, Sizes, Source, StatsSample, Tunables, VmId, VmState,
+};
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
 use tempfile::TempDir;
 
@@ -184,16 +186,18 @@ pub(crate) fn vm(name: &str, endpoint: Endpoint, sizes: Sizes) -> VmView {
         resident: Some(sizes.floor()),
         overhead: Bytes::mib(16),
         hold: None,
+        tunables: Tunables::default(),
+        source: Source::Device,
         need: Some(sizes.floor()),
         spare: sizes.memory().minus(sizes.floor()),
         stats: None,
         stats_age_ms: None,
+        agent: None,
+        agent_line: None,
         reason,
         reason_text: reason.to_string(),
         owner_uid: rustix::process::getuid().as_raw(),
         vmm: None,
-        agent: None,
-        agent_line: None,
         keeper: None,
         console: None,
         backend: None,
@@ -374,7 +378,7 @@ async fn stop(
 
 async fn explain(State(world): State<Shared>, UrlPath(name): UrlPath<String>) -> Answer<Explain> {
     let Json(vm) = with_vm(&world, "EXPLAIN", &name, |_| {})?;
-    let reason = Reason::Idle { need: Bytes::mib(140), memory: Bytes::mib(256) };
+    let reason = Reason::Idle { source: Source::Device, need: Bytes::mib(140), memory: Bytes::mib(256) };
     let change = |wall_us, from, to| Change {
         wall_us,
         from: MemTarget(Bytes::mib(from)),

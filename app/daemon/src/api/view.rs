@@ -1,7 +1,7 @@
 //! What is known, as the API shows it.
 
 use plimsoll_api::http::{AgentView, Explain, HostView, ListView, VmView};
-use plimsoll_model::{Link, Reason, VmName, VmState};
+use plimsoll_model::{Link, Reason, Source, VmName, VmState};
 use plimsoll_units::{Bytes, MonoTime};
 
 use crate::{
@@ -30,14 +30,16 @@ pub(crate) fn vm(vm: &Vm, now: MonoTime) -> VmView {
         resident: vm.resident(),
         overhead: vm.overhead,
         hold: saved.hold,
+        tunables: saved.tunables,
+        source: vm.verdict.map_or(Source::Nobody, |v| v.source),
         need: vm.verdict.and_then(|v| v.need),
         spare: vm.verdict.map_or(Bytes::ZERO, |v| v.spare),
         stats,
         stats_age_ms: stats.map(|s| now.millis_since(s.at)),
-        reason,
-        reason_text: reason.to_string(),
         agent: agent.map(|a| AgentView { age_ms: now.millis_since(a.at), stats: a.stats }),
         agent_line: vm.seen.as_ref().and_then(|seen| seen.agent_line),
+        reason,
+        reason_text: reason.to_string(),
         owner_uid: saved.owner_uid,
         vmm: saved.vmm,
         keeper: saved.keeper,

@@ -21,8 +21,13 @@ pub(crate) struct RawPolicy {
     headroom_share: Option<Share>,
     guest_swap_rate: Option<Size>,
     guest_stall_rate: Option<u64>,
+    guest_stall: Option<Share>,
+    demand_ahead: Option<Millis>,
+    demand_least: Option<Share>,
+    cache_fade: Option<Share>,
     distress_quiet: Option<Millis>,
     stats_max_age: Option<Millis>,
+    agent_max_age: Option<Millis>,
     idle_share: Option<Share>,
     relax_share: Option<Share>,
     slack_share: Option<Share>,
@@ -48,8 +53,13 @@ impl RawPolicy {
             headroom_share: share(self.headroom_share, d.headroom_share),
             guest_swap_rate: size(self.guest_swap_rate, d.guest_swap_rate),
             guest_stall_rate: self.guest_stall_rate.unwrap_or(d.guest_stall_rate),
+            guest_stall: share(self.guest_stall, d.guest_stall),
+            demand_ahead_ms: millis(self.demand_ahead, d.demand_ahead_ms),
+            demand_least: share(self.demand_least, d.demand_least),
+            cache_fade: share(self.cache_fade, d.cache_fade),
             distress_quiet_ms: millis(self.distress_quiet, d.distress_quiet_ms),
             stats_max_age_ms: millis(self.stats_max_age, d.stats_max_age_ms),
+            agent_max_age_ms: millis(self.agent_max_age, d.agent_max_age_ms),
             idle_share: share(self.idle_share, d.idle_share),
             relax_share: share(self.relax_share, d.relax_share),
             slack_share: share(self.slack_share, d.slack_share),
@@ -89,6 +99,9 @@ fn sensible(policy: &Policy) -> Result<(), (&'static str, String)> {
     if policy.stats_max_age_ms < 2000 {
         return Err(("policy.stats-max-age", "less than 2s; guests send statistics once a second".into()));
     }
+    if policy.agent_max_age_ms < 1000 {
+        return Err(("policy.agent-max-age", "less than 1s; agents report once a second".into()));
+    }
     Ok(())
 }
 
@@ -104,8 +117,13 @@ pub(crate) fn entries(p: &Policy) -> Vec<(&'static str, String)> {
         ("headroom-share", share(p.headroom_share)),
         ("guest-swap-rate", size(p.guest_swap_rate)),
         ("guest-stall-rate", p.guest_stall_rate.to_string()),
+        ("guest-stall", share(p.guest_stall)),
+        ("demand-ahead", millis(p.demand_ahead_ms)),
+        ("demand-least", share(p.demand_least)),
+        ("cache-fade", share(p.cache_fade)),
         ("distress-quiet", millis(p.distress_quiet_ms)),
         ("stats-max-age", millis(p.stats_max_age_ms)),
+        ("agent-max-age", millis(p.agent_max_age_ms)),
         ("idle-share", share(p.idle_share)),
         ("relax-share", share(p.relax_share)),
         ("slack-share", share(p.slack_share)),

@@ -256,7 +256,14 @@ mod test {
         let state = plimsoll_model::VmState::Ok;
         let reason = Reason::Steady;
         let need = Some(Bytes::mib(100));
-        vm.verdict = Some(plimsoll_model::Verdict { vm: VmId(1), state, need, spare: Bytes::ZERO, reason });
+        vm.verdict = Some(plimsoll_model::Verdict {
+            vm: VmId(1),
+            state,
+            source: plimsoll_model::Source::Device,
+            need,
+            spare: Bytes::ZERO,
+            reason,
+        });
         vm.change(Change {
             wall_us: 0,
             from: MemTarget(Bytes::mib(256)),

@@ -1,9 +1,9 @@
 //! Changing, stopping and forgetting a VM that is registered.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use plimsoll_api::http::{Hold, Patch, ProcessRef, StopHow, VmView};
-use plimsoll_model::{VmId, VmName};
+use plimsoll_model::{Tunables, VmId, VmName};
 
 use super::Refusal;
 use crate::{
@@ -52,6 +52,24 @@ fn allowed(vm: &Vm, uid: u32, what: &str) -> Result<(), Refusal> {
     )))
 }
 
+/// The settings after what was asked for: all of it or nothing.
+pub(super) fn tuned(
+    name: &VmName,
+    before: Tunables,
+    asked: &BTreeMap<String, String>,
+) -> Result<Tunables, Refusal> {
+    let mut tunables = before;
+    for (key, value) in asked {
+        tunables.set(key, value).map_err(|e| Refusal::impossible(format!("`{name}`: {e}")))?;
+    }
+    if tunables.frontswap_selfshrinking {
+        return Err(Refusal::impossible(format!(
+            "`{name}`: frontswap_selfshrinking=on needs a swap store to shrink, and `{name}` has none"
+        )));
+    }
+    Ok(tunables)
+}
+
 /// A process must run, and be the asker's own.
 fn check_process(name: &VmName, process: ProcessRef, uid: u32) -> Result<(), Refusal> {
     let pid = process.pid;
@@ -88,6 +106,7 @@ impl Daemon {
         if let Some(weight) = patch.weight {
             sizes = sizes.with_weight(weight).map_err(|e| Refusal::impossible(format!("`{name}`: {e}")))?;
         }
+        let tunables = tuned(name, vm.saved.tunables, &patch.tunables)?;
         // Less memory always fits, also where a budget has shrunk below what was guaranteed.
         if sizes.memory() > before.memory() {
             let guaranteed = inner.registry.guaranteed(Some(id));
@@ -110,10 +129,19 @@ impl Daemon {
             let Some(process) = process else { continue };
             self.watch(vm, role, process).map_err(|e| Refusal::impossible(format!("`{name}`: {e}")))?;
         }
+        let tuned = tunables != vm.saved.tunables;
+        if tuned {
+            vm.saved.tunables = tunables;
+            vm.dirty = true;
+        }
         if sizes != before {
             vm.saved.sizes = sizes;
             vm.baseline_by = patch.memory.map(|_| uid);
             vm.dirty = true;
+        }
+        if tuned {
+            let settings: Vec<String> = patch.tunables.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            inner.tell(Some(name), Kind::Tuned, format!("{} set by user {uid}", settings.join(" ")));
         }
         Ok(())
     }
