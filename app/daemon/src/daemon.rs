@@ -3,7 +3,7 @@
 //! Everything lives behind one lock that is held for moments: no await, no file and no socket is touched
 //! under it. There is one thread that serves (the journal has its own), so nobody ever waits for the lock.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use plimsoll_api::http::Event;
 use plimsoll_model::{HostSample, HostState, VmName};
@@ -29,8 +29,8 @@ pub(crate) struct Daemon {
     pub(crate) config: Config,
     /// Where the VMs are written down.
     pub(crate) state: StateDir,
-    /// Asks for a tick now.
-    pub(crate) poke: Notify,
+    /// Asks for a tick now. Drivers have it too.
+    pub(crate) poke: Arc<Notify>,
     /// Ticks that have ended.
     pub(crate) ticks: watch::Sender<u64>,
     /// The newest event.
@@ -94,7 +94,7 @@ impl Daemon {
             inner: Mutex::new(inner),
             config,
             state,
-            poke: Notify::new(),
+            poke: Arc::new(Notify::new()),
             ticks: watch::Sender::new(0),
             event_seq: watch::Sender::new(0),
             deaths,

@@ -5,7 +5,9 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use plimsoll_api::control::{ControlError, MAX_LINE, Op, Outcome, Reply, Request, Status, VERSION};
+use plimsoll_api::control::{
+    AWAIT_AGENT_MS, ControlError, MAX_LINE, Op, Outcome, Reply, Request, Status, VERSION,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -13,11 +15,9 @@ use tokio::{
 };
 
 use super::PeerId;
+use super::peer::{self, CONNECT_TIMEOUT, ConnectError};
 
-/// How long connecting may take: nothing but a full backlog makes it wait at all.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// How long a request may take.
+/// How long a request may take, beyond what it is to wait for.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Lines to other questions than ours that are passed over before the connection is given up. Late answers
@@ -101,22 +101,13 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects; hangs up without a byte sent or read unless `owner` listens there or is root.
     pub(crate) async fn open(path: PathBuf, owner: u32) -> Result<Self, Failure> {
-        let until = Instant::now() + CONNECT_TIMEOUT;
-        let stream = match timeout_at(until, UnixStream::connect(&path)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(source)) => return Err(Failure::Connect { path, source }),
-            Err(_) => return Err(Failure::Timeout { path, after: CONNECT_TIMEOUT }),
-        };
-        let cred = match stream.peer_cred() {
-            Ok(cred) => cred,
-            Err(source) => return Err(Failure::Io { path, source }),
-        };
-        let pid = cred.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
-        let peer = PeerId { uid: cred.uid(), pid };
-        if owner != 0 && peer.uid != owner {
-            return Err(Failure::NotOwner { path, found: peer.uid, owner });
+        match peer::connect(&path, owner).await {
+            Ok((stream, peer)) => Ok(Self { stream, path, peer, input: Vec::new(), last_id: 0 }),
+            Err(ConnectError::Refused(source)) => Err(Failure::Connect { path, source }),
+            Err(ConnectError::Timeout) => Err(Failure::Timeout { path, after: CONNECT_TIMEOUT }),
+            Err(ConnectError::Nameless(source)) => Err(Failure::Io { path, source }),
+            Err(ConnectError::NotOwner { found, owner }) => Err(Failure::NotOwner { path, found, owner }),
         }
-        Ok(Self { stream, path, peer, input: Vec::new(), last_id: 0 })
     }
 
     /// Who listens.
@@ -126,10 +117,14 @@ impl Connection {
 
     /// Asks and waits for the answer. After a failure the connection is of no more use.
     pub(crate) async fn exchange(&mut self, op: Op) -> Result<Result<Status, ControlError>, Failure> {
-        let until = Instant::now() + REQUEST_TIMEOUT;
-        match timeout_at(until, self.converse(op)).await {
+        let after = if let Op::AwaitAgent { .. } = op {
+            REQUEST_TIMEOUT + Duration::from_millis(AWAIT_AGENT_MS)
+        } else {
+            REQUEST_TIMEOUT
+        };
+        match timeout_at(Instant::now() + after, self.converse(op)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Failure::Timeout { path: self.path.clone(), after: REQUEST_TIMEOUT }),
+            Err(_) => Err(Failure::Timeout { path: self.path.clone(), after }),
         }
     }
 

@@ -1,7 +1,11 @@
-//! The ways to speak to a VM: one task for each VM, which owns the connection and nothing else.
+//! The ways to speak to a VM: one task for each VM, which owns the connection and nothing else, and one that listens
+//! for the agent's distress.
 
+mod agent;
 mod backoff;
 pub(crate) mod control;
+mod distress;
+mod peer;
 pub(crate) mod qemu;
 pub(crate) mod slot;
 pub(crate) mod uml;
@@ -10,8 +14,9 @@ use std::sync::Arc;
 
 use plimsoll_api::http::Endpoint;
 use plimsoll_units::{Bytes, MonoTime};
-use tokio::task::JoinHandle;
+use tokio::{sync::Notify, task::JoinHandle};
 
+use agent::Ear;
 pub(crate) use slot::{Errand, Observation, PeerId, Round, Slot};
 
 /// An observation older than this no longer counts: its VM is unreachable.
@@ -26,30 +31,38 @@ pub(crate) enum First {
     Uml(control::Connection),
 }
 
-/// A VM's driver; dropping it ends the task and hangs up.
+/// A VM's driver; dropping it ends its tasks and hangs up.
 #[derive(Debug)]
 pub(crate) struct Driver {
     slot: Arc<Slot>,
-    task: JoinHandle<()>,
+    /// The one that drives, and the one that listens for the agent's distress.
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Driver {
-    /// Starts speaking to a VM.
+    /// Starts speaking to a VM. `wake` is told when the agent in the guest says that the guest is in distress.
     pub(crate) fn start(
         endpoint: &Endpoint,
         owner: u32,
         maxmem: Bytes,
         slot: Arc<Slot>,
         first: Option<First>,
+        wake: &Arc<Notify>,
     ) -> Self {
-        let task = match endpoint {
-            Endpoint::Qemu { qmp, .. } => {
+        let tasks = match endpoint {
+            Endpoint::Qemu { qmp, agent } => {
+                let ear = agent.as_ref().map(|_| Arc::new(Ear::default()));
+                let listen = ear.iter().zip(agent).map(|(ear, socket)| {
+                    tokio::spawn(Arc::clone(ear).listen(socket.into(), owner, Arc::clone(wake)))
+                });
+                let mut tasks: Vec<_> = listen.collect();
                 let qemu = qemu::Qemu { qmp: qmp.into(), owner, maxmem };
                 let first = match first {
                     Some(First::Qemu(connection)) => Some(*connection),
                     Some(First::Uml(_)) | None => None,
                 };
-                tokio::spawn(qemu::drive(qemu, Arc::clone(&slot), first))
+                tasks.push(tokio::spawn(qemu::drive(qemu, Arc::clone(&slot), first, ear)));
+                tasks
             }
             Endpoint::Uml { control } => {
                 let uml = uml::Uml { control: control.into(), owner, maxmem };
@@ -57,10 +70,11 @@ impl Driver {
                     Some(First::Uml(connection)) => Some(connection),
                     Some(First::Qemu(_)) | None => None,
                 };
-                tokio::spawn(uml::drive(uml, Arc::clone(&slot), first))
+                let listen = distress::listen(uml.control.clone(), owner, Arc::clone(wake));
+                vec![tokio::spawn(uml::drive(uml, Arc::clone(&slot), first)), tokio::spawn(listen)]
             }
         };
-        Self { slot, task }
+        Self { slot, tasks }
     }
 
     pub(crate) const fn slot(&self) -> &Arc<Slot> {
@@ -70,7 +84,7 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 

@@ -9,6 +9,7 @@ use plimsoll_model::StatsSample;
 use plimsoll_qmp::{BalloonDevice, BalloonStats, Event, QmpClient, QmpError, QmpSocket};
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
 
+use super::agent::Ear;
 use super::backoff::Backoff;
 use super::slot::{Errand, ErrandSlip};
 use super::{Observation, PeerId, Slot};
@@ -106,9 +107,10 @@ impl Connection {
 }
 
 /// Speaks to a VM until it is dropped. `first` is a connection that was made already.
-pub(crate) async fn drive(qemu: Qemu, slot: Arc<Slot>, mut first: Option<Connection>) {
+/// `ear` hears the agent in the guest, where there may be one.
+pub(crate) async fn drive(qemu: Qemu, slot: Arc<Slot>, mut first: Option<Connection>, ear: Option<Arc<Ear>>) {
     let mut backoff = RECONNECT;
-    let mut guest = Guest::new(qemu.maxmem);
+    let mut guest = Guest::new(qemu.maxmem, ear);
     loop {
         let connection = match first.take() {
             Some(connection) => Ok(connection),
@@ -180,10 +182,12 @@ struct Guest {
     stats: Option<StatsSample>,
     fetched: Option<MonoTime>,
     sent: Option<(MemTarget, MonoTime)>,
+    /// Hears its agent.
+    ear: Option<Arc<Ear>>,
 }
 
 impl Guest {
-    const fn new(maxmem: Bytes) -> Self {
+    const fn new(maxmem: Bytes, ear: Option<Arc<Ear>>) -> Self {
         let whole = MemTarget(maxmem);
         Self {
             maxmem,
@@ -195,6 +199,7 @@ impl Guest {
             stats: None,
             fetched: None,
             sent: None,
+            ear,
         }
     }
 
@@ -206,6 +211,9 @@ impl Guest {
             self.at_rest = self.actual;
             self.stats = None;
             self.sent = None;
+            if let Some(ear) = &self.ear {
+                ear.forget();
+            }
         }
     }
 
@@ -270,8 +278,8 @@ impl Guest {
             actual,
             resident: None,
             stats: self.stats,
-            agent: None,
-            agent_line: None,
+            agent: self.ear.as_ref().and_then(|ear| ear.sample()),
+            agent_line: self.ear.as_ref().map(|ear| ear.counters()),
             generation: self.generation,
             epoch: 0,
             backend: None,
@@ -299,20 +307,20 @@ mod test {
 
     #[test]
     fn a_driver_shows_itself_by_statistics_or_by_moving() {
-        let mut guest = Guest::new(MAXMEM);
+        let mut guest = Guest::new(MAXMEM, None);
         guest.note(whole(), stats(0), MonoTime(1), WALL);
         assert!(!guest.driver_up);
         guest.note(whole(), stats(WALL), MonoTime(2), WALL);
         assert!(guest.driver_up && guest.stats.is_some());
 
-        let mut guest = Guest::new(MAXMEM);
+        let mut guest = Guest::new(MAXMEM, None);
         guest.note(MemTarget(Bytes::mib(200)), None, MonoTime(1), WALL);
         assert!(guest.driver_up);
     }
 
     #[test]
     fn statistics_of_long_ago_show_no_driver() {
-        let mut guest = Guest::new(MAXMEM);
+        let mut guest = Guest::new(MAXMEM, None);
         guest.note(whole(), stats(WALL - 60), MonoTime(1), WALL);
         assert!(!guest.driver_up && guest.stats.is_none());
         guest.note(whole(), stats(WALL - 60), MonoTime(2), WALL);
@@ -323,7 +331,7 @@ mod test {
 
     #[test]
     fn a_reset_forgets_the_guest_and_sends_the_target_again() {
-        let mut guest = Guest::new(MAXMEM);
+        let mut guest = Guest::new(MAXMEM, None);
         let low = MemTarget(Bytes::mib(100));
         guest.note(low, stats(WALL), MonoTime(1), WALL);
         guest.sent = Some((low, MonoTime(1)));
@@ -340,7 +348,7 @@ mod test {
 
     #[test]
     fn a_target_that_somebody_else_changed_is_said_again() {
-        let mut guest = Guest::new(MAXMEM);
+        let mut guest = Guest::new(MAXMEM, None);
         let low = MemTarget(Bytes::mib(100));
         guest.note(MemTarget(Bytes::mib(180)), None, MonoTime(1), WALL);
         guest.sent = Some((low, MonoTime(0)));
@@ -351,7 +359,7 @@ mod test {
 
     #[test]
     fn a_guest_that_claims_more_than_it_was_told_is_cut() {
-        let mut guest = Guest::new(MAXMEM);
+        let mut guest = Guest::new(MAXMEM, None);
         guest.note(MemTarget(Bytes(u64::MAX)), None, MonoTime(1), WALL);
         assert_eq!(guest.observation(MonoTime(1)).actual, whole());
     }

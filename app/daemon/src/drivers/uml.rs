@@ -165,7 +165,7 @@ fn same_report(known: &Observation, status: &Status) -> bool {
 
 #[cfg(test)]
 mod test {
-    use plimsoll_model::GuestStats;
+    use plimsoll_model::{AgentStats, GuestStats};
     use plimsoll_units::PageCount;
     use proptest::prelude::*;
 
@@ -194,6 +194,28 @@ mod test {
     }
 
     #[test]
+    fn a_report_keeps_its_moment_until_another_comes_and_dies_with_its_guest() {
+        let maxmem = Bytes::mib(64);
+        let said = |frames, age_ms, generation| Status {
+            agent: Some(AgentStats { free: Some(Bytes(7)), ..AgentStats::default() }),
+            agent_age_ms: age_ms,
+            agent_counters: Some(AgentCounters { frames, ..AgentCounters::default() }),
+            generation,
+            ..status(0, 0, 0)
+        };
+        let first = observe(&said(5, 400, 1), maxmem, MonoTime(5_000_000), None);
+        assert_eq!(first.agent.unwrap().at, MonoTime(4_600_000));
+        let again = observe(&said(5, 500, 1), maxmem, MonoTime(5_100_900), Some(&first));
+        assert_eq!(again.agent, first.agent);
+        let next = observe(&said(6, 0, 1), maxmem, MonoTime(5_200_000), Some(&again));
+        assert_eq!(next.agent.unwrap().at, MonoTime(5_200_000));
+        let another = observe(&said(6, 0, 2), maxmem, MonoTime(5_300_000), Some(&next));
+        assert_eq!(another.agent.unwrap().at, MonoTime(5_300_000));
+        let silent = Status { agent: None, ..said(6, 0, 2) };
+        assert_eq!(observe(&silent, maxmem, MonoTime(5_400_000), Some(&another)).agent, None);
+    }
+
+    #[test]
     fn statistics_of_a_driver_that_is_gone_are_dropped() {
         let gone = Status { driver_ready: false, ..status(0, 0, 0) };
         assert_eq!(observe(&gone, Bytes::mib(64), MonoTime(5), None).stats, None);
@@ -203,7 +225,13 @@ mod test {
         #[test]
         fn whatever_a_back_end_says_stays_within_maxmem(actual: u64, resident: u64, age: u64, now: u64) {
             let maxmem = Bytes::mib(64);
-            let seen = observe(&status(actual, resident, age), maxmem, MonoTime(now), None);
+            let status = Status {
+                agent: Some(AgentStats::default()),
+                agent_age_ms: age.rotate_left(7),
+                ..status(actual, resident, age)
+            };
+            let seen = observe(&status, maxmem, MonoTime(now), None);
+            prop_assert!(seen.agent.unwrap().at <= seen.at);
             prop_assert!(seen.actual.0 <= maxmem);
             prop_assert!(seen.resident.unwrap() <= maxmem);
             prop_assert!(seen.stats.unwrap().at <= seen.at);

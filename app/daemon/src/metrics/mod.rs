@@ -204,7 +204,9 @@ mod test {
     use std::collections::BTreeMap;
 
     use plimsoll_api::http::{Change, Endpoint};
-    use plimsoll_model::{GuestStats, HostSample, PsiTotals, Reason, Sizes, StatsSample, VmId, VmName};
+    use plimsoll_model::{
+        AgentSample, AgentStats, GuestStats, HostSample, PsiTotals, Reason, Sizes, StatsSample, VmId, VmName,
+    };
     use plimsoll_units::{MemTarget, MonoTime};
 
     use super::*;
@@ -242,8 +244,8 @@ mod test {
             actual: MemTarget(Bytes::mib(300)),
             resident: Some(Bytes::mib(200)),
             stats: Some(StatsSample { at: clock::now(), stats }),
-            agent: None,
-            agent_line: None,
+            agent: Some(AgentSample { at: clock::now(), stats: AgentStats::default() }),
+            agent_line: Some(plimsoll_api::control::AgentCounters { frames: 3, ..Default::default() }),
             generation: 1,
             epoch: 2,
             backend: Some(plimsoll_api::http::BackendView {
@@ -289,6 +291,7 @@ mod test {
             "plimsoll_host_pressure_some_seconds_total 2.5",
             "plimsoll_host_swap_in_bytes_total 12288",
             "plimsoll_host_told_bytes 536870912",
+            "plimsoll_vm_agent_reports_total{vm=\"web\"} 3",
             "plimsoll_vms 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");

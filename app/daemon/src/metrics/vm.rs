@@ -1,6 +1,6 @@
 //! What is measured of each VM. Values are filled in when somebody asks: a tick pays nothing for them.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use plimsoll_api::http::{Life, VmView};
 use plimsoll_model::VmState;
@@ -55,6 +55,13 @@ pub(super) struct VmMetrics {
     discard_errors: Counters,
     bad_buffers: Counters,
     bad_pages: Counters,
+    agent_age: Family<Of, Gauge<f64, AtomicU64>>,
+    agent_reports: Counters,
+    agent_bad_frames: Counters,
+    agent_other_versions: Counters,
+    agent_out_of_order: Counters,
+    agent_flooded: Counters,
+    agent_skipped: Counters,
 }
 
 fn bytes(registry: &mut Registry, name: &str, help: &str) -> Gauges {
@@ -66,6 +73,12 @@ fn bytes(registry: &mut Registry, name: &str, help: &str) -> Gauges {
 fn plain(registry: &mut Registry, name: &str, help: &str) -> Gauges {
     let family = Gauges::default();
     registry.register(name, help, family.clone());
+    family
+}
+
+fn seconds(registry: &mut Registry, name: &str, help: &str) -> Family<Of, Gauge<f64, AtomicU64>> {
+    let family = Family::default();
+    registry.register_with_unit(name, help, Unit::Seconds, Family::clone(&family));
     family
 }
 
@@ -127,6 +140,29 @@ impl VmMetrics {
             discard_errors: count(r, "vm_discard_errors", "Discards the kernel refused"),
             bad_buffers: count(r, "vm_bad_buffers", "Malformed buffers the guest sent"),
             bad_pages: count(r, "vm_bad_pages", "Pages the guest named that it does not have"),
+            agent_age: seconds(r, "vm_agent_age", "Age of the last report of the agent in the guest"),
+            agent_reports: count(r, "vm_agent_reports", "Reports of the agent in the guest"),
+            agent_bad_frames: count(r, "vm_agent_bad_frames", "Damaged frames on the agent's line"),
+            agent_other_versions: count(
+                r,
+                "vm_agent_other_versions",
+                "Frames on the agent's line of a version that the host does not know",
+            ),
+            agent_out_of_order: count(
+                r,
+                "vm_agent_out_of_order",
+                "Reports of the agent that came twice or too late and were dropped",
+            ),
+            agent_flooded: count(
+                r,
+                "vm_agent_flooded",
+                "Reports of the agent beyond 20 a second, none of which calls for a tick",
+            ),
+            agent_skipped: byte_count(
+                r,
+                "vm_agent_skipped",
+                "Bytes on the agent's line that belong to no report",
+            ),
         }
     }
 
@@ -158,8 +194,15 @@ impl VmMetrics {
             &self.discard_errors,
             &self.bad_buffers,
             &self.bad_pages,
+            &self.agent_reports,
+            &self.agent_bad_frames,
+            &self.agent_other_versions,
+            &self.agent_out_of_order,
+            &self.agent_flooded,
+            &self.agent_skipped,
         ];
         counters.into_iter().for_each(Counters::clear);
+        self.agent_age.clear();
         self.state.clear();
         self.life.clear();
     }
@@ -175,6 +218,7 @@ impl VmMetrics {
             if vm.life != Life::Gone {
                 self.fill_sizes(vm, &Of { vm: name.to_owned() });
                 self.fill_backend(vm, &Of { vm: name.to_owned() });
+                self.fill_agent(vm, &Of { vm: name.to_owned() });
                 for (state, word) in STATES {
                     row_in(&self.state, name, word, state == vm.state);
                 }
@@ -225,6 +269,28 @@ impl VmMetrics {
         set(&self.bad_buffers, c.bad_buffers);
         set(&self.bad_pages, c.bad_pages);
     }
+
+    fn fill_agent(&self, vm: &VmView, of: &Of) {
+        if let Some(agent) = vm.agent {
+            self.agent_age.get_or_create(of).set(in_seconds(agent.age_ms));
+        }
+        let Some(line) = vm.agent_line else { return };
+        let set = |family: &Counters, value: u64| {
+            family.get_or_create(of).inner().store(value, Ordering::Relaxed);
+        };
+        set(&self.agent_reports, line.frames);
+        set(&self.agent_bad_frames, line.bad_frames);
+        set(&self.agent_other_versions, line.newer_versions.saturating_add(line.older_versions));
+        set(&self.agent_out_of_order, line.out_of_order);
+        set(&self.agent_flooded, line.flooded);
+        set(&self.agent_skipped, line.skipped_bytes);
+    }
+}
+
+/// Milliseconds as seconds.
+#[expect(clippy::cast_precision_loss, reason = "2^53 milliseconds are 285,000 years")]
+fn in_seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
 }
 
 fn row_in(family: &Family<In, Gauge>, vm: &str, state: &'static str, is: bool) {

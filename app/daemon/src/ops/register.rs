@@ -112,7 +112,8 @@ impl Daemon {
     fn start_driver(&self, vm: &mut Vm, first: Option<First>) {
         let (saved, slot) = (&vm.saved, Slot::new(vm.saved.target));
         let maxmem = saved.sizes.maxmem();
-        vm.driver = Some(Driver::start(&saved.endpoint, saved.owner_uid, maxmem, slot, first));
+        let (endpoint, owner) = (&saved.endpoint, saved.owner_uid);
+        vm.driver = Some(Driver::start(endpoint, owner, maxmem, slot, first, &self.poke));
     }
 
     /// A gone VM makes room for one of the same name.

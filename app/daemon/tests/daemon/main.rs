@@ -1,6 +1,8 @@
 //! The daemon as a program: real sockets, real processes, back ends of straw.
 
 #[cfg(test)]
+mod agent;
+#[cfg(test)]
 mod api;
 #[cfg(test)]
 mod command_line;

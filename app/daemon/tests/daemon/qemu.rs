@@ -15,7 +15,7 @@ use crate::common::{CONFIG, Daemon, Process, wait_for};
 
 const QEMU: &str = "qemu-system-x86_64";
 
-fn qemu(socket: &Path, arguments: &[&str]) -> Option<Process> {
+pub(crate) fn qemu(socket: &Path, arguments: &[&str]) -> Option<Process> {
     if Command::new(QEMU).arg("--version").stdout(Stdio::null()).status().is_err() {
         loud("no qemu-system-x86_64: adopting a real one goes untested");
         return None;
@@ -112,7 +112,7 @@ fn a_reset_is_seen_and_a_killed_qemu_is_gone() {
 }
 
 /// Resets the machine by its second monitor.
-fn reset(socket: &Path) {
+pub(crate) fn reset(socket: &Path) {
     use std::io::{BufRead, BufReader, Write};
     let mut stream = UnixStream::connect(socket).unwrap();
     let mut replies = BufReader::new(stream.try_clone().unwrap());

@@ -12,8 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use plimsoll_api::control::{ErrorKind, Op, Reply, Request, Status};
-use plimsoll_model::GuestStats;
+use plimsoll_api::control::{AWAIT_AGENT_MS, ErrorKind, Op, Reply, Request, Status};
+use plimsoll_model::{AgentStats, GuestStats};
 use plimsoll_units::{BalloonSize, Bytes, PageCount};
 
 /// How it answers.
@@ -28,6 +28,8 @@ pub(crate) enum Manner {
     Flood,
     /// Refuses every target.
     Refusing,
+    /// Is from before there were agents.
+    Old,
 }
 
 /// The guest.
@@ -40,6 +42,10 @@ pub(crate) struct Guest {
     /// How far its balloon moves in a second.
     pub(crate) rate: Bytes,
     moved: Instant,
+    /// When its agent spoke last.
+    spoke: Option<Instant>,
+    /// Connections on which its agent is waited for.
+    pub(crate) waiting: u32,
     /// Requests answered.
     pub(crate) requests: u64,
 }
@@ -70,6 +76,8 @@ impl Backend {
             used: Bytes::mib(used),
             rate: Bytes::gib(4),
             moved: Instant::now(),
+            spoke: None,
+            waiting: 0,
             requests: 0,
         };
         Self::serve(dir.join(format!("{name}.sock")), Arc::new(Mutex::new(guest)))
@@ -82,9 +90,12 @@ impl Backend {
         let stop = Arc::new(AtomicBool::new(false));
         let (theirs, stopped) = (Arc::clone(&guest), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
-            while let Ok((stream, _)) = accepting.accept() {
-                converse(&stream, &theirs, &stopped);
-            }
+            std::thread::scope(|connections| {
+                while let Ok((stream, _)) = accepting.accept() {
+                    let (theirs, stopped) = (&theirs, &stopped);
+                    connections.spawn(move || converse(&stream, theirs, stopped));
+                }
+            });
         });
         Self { path, listener, guest, stop, thread: Some(thread) }
     }
@@ -128,6 +139,15 @@ fn converse(stream: &UnixStream, guest: &Mutex<Guest>, stop: &AtomicBool) {
         }
         let request: Request = serde_json::from_str(&line).unwrap();
         line.clear();
+        let heard = |after| stop.load(Ordering::SeqCst) || guest.lock().unwrap().urgent() != after;
+        if let Op::AwaitAgent { after } = request.op {
+            let until = Instant::now() + Duration::from_millis(AWAIT_AGENT_MS);
+            guest.lock().unwrap().waiting += 1;
+            while !heard(after) && Instant::now() < until {
+                std::thread::park_timeout(Duration::from_millis(2));
+            }
+            guest.lock().unwrap().waiting -= 1;
+        }
         let answer = guest.lock().unwrap().answer(&request);
         let mut writer = stream;
         if answer.is_some_and(|bytes| writer.write_all(&bytes).is_err()) {
@@ -137,16 +157,32 @@ fn converse(stream: &UnixStream, guest: &Mutex<Guest>, stop: &AtomicBool) {
 }
 
 impl Guest {
+    /// Its agent speaks. From the first time on there is a line.
+    pub(crate) fn say(&mut self, stats: AgentStats, urgent: bool) {
+        self.spoke = Some(Instant::now());
+        self.status.agent = Some(stats);
+        self.status.agent_urgent += u64::from(urgent);
+        self.status.agent_counters.get_or_insert_default().frames += 1;
+    }
+
+    /// How often its agent was urgent; no number where there is no line, so that nobody waits for it.
+    fn urgent(&self) -> u64 {
+        self.status.agent_counters.map_or(u64::MAX - 1, |_| self.status.agent_urgent)
+    }
+
     fn answer(&mut self, request: &Request) -> Option<Vec<u8>> {
         self.requests += 1;
         let reply = match (self.manner, request.op) {
             (Manner::Silent, _) => return None,
             (Manner::Garbage, _) => return Some(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()),
             (Manner::Flood, _) => return Some(self.line(&Reply::ok(0, self.status.clone())).repeat(2000)),
+            (Manner::Old, Op::AwaitAgent { .. }) => {
+                Reply::error(request.id, ErrorKind::UnknownOp, "what is that?")
+            }
             (Manner::Refusing, Op::SetBalloon { .. }) => {
                 Reply::error(request.id, ErrorKind::OutOfRange, "not today")
             }
-            (Manner::Proper | Manner::Refusing, op) => {
+            (Manner::Proper | Manner::Refusing | Manner::Old, op) => {
                 self.go_on();
                 if let Op::SetBalloon { pages } = op {
                     self.status.num_pages = pages;
@@ -177,6 +213,8 @@ impl Guest {
         }
         let holds = self.status.maxmem.minus(self.status.actual.0.bytes());
         self.status.resident = self.used.min(holds);
+        self.status.agent_age_ms =
+            self.spoke.map_or(0, |at| u64::try_from(at.elapsed().as_millis()).unwrap());
         self.status.stats_age_ms = 0;
         self.status.stats = self.status.driver_ready.then(|| GuestStats {
             available: Some(holds.minus(self.used)),
