@@ -97,6 +97,11 @@ impl<'a> Vm<'a> {
         matches!(self.state, VmState::Ok | VmState::Distressed)
     }
 
+    /// Whether its target was lowered at this tick.
+    pub(crate) fn gives(&self) -> bool {
+        self.target < self.sample.sizes.clamp(self.sample.target.0).0
+    }
+
     /// What it can give without needing it.
     pub(crate) fn spare(&self) -> Bytes {
         match (self.state, self.need) {

@@ -226,8 +226,10 @@ impl<'c> Balance<'c> {
                 (index, Claim { cap: cap.0, share: u64::from(vm.sample.sizes.weight()) })
             })
             .filter(|(index, claim)| {
-                claim.cap > 0
-                    || vms.get(*index).is_some_and(|vm| vm.target < wanted(vm).min(vm.sample.sizes.maxmem()))
+                let wants =
+                    |vm: &Vm<'_>| claim.cap > 0 || vm.target < wanted(vm).min(vm.sample.sizes.maxmem());
+                // Who was just asked to give is not given back in the same breath what it still holds.
+                vms.get(*index).is_some_and(|vm| !vm.gives() && wants(vm))
             })
             .collect();
         let claims: Vec<Claim> = takers.iter().map(|(_, claim)| *claim).collect();

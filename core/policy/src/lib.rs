@@ -103,7 +103,8 @@ fn stalled(history: &mut History, now: MonoTime, psi: Option<PsiTotals>) -> (u64
 fn lack(vms: &[Vm<'_>], config: &Config) -> (Bytes, Bytes) {
     let mut lacking = Bytes::ZERO;
     let mut below = Bytes::ZERO;
-    for vm in vms {
+    // What a guest proposes itself is a wish: it is met from what is free, and nobody else is asked for it.
+    for vm in vms.iter().filter(|vm| vm.state != VmState::Ok || vm.voluntary().is_none()) {
         let wanted = urgent_want(vm, config);
         lacking = lacking.plus(grant_cost(vm, wanted));
         below = below.plus(grant_cost(vm, wanted.min(vm.sample.sizes.memory())));

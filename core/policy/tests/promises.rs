@@ -38,6 +38,19 @@ mod test {
         plan.actions.iter().find(|a| a.vm == VmId(id)).map(|a| a.to.0)
     }
 
+    /// What an honest agent says of a guest of which `available` is available.
+    fn agent(at_ms: u64, total: Bytes, available: Bytes, committed: Bytes) -> Option<AgentSample> {
+        let stats = AgentStats {
+            total: Some(total),
+            free: Some(available),
+            available: Some(available),
+            committed: Some(committed),
+            cached: Some(available),
+            ..AgentStats::default()
+        };
+        Some(AgentSample { at: MonoTime(at_ms * 1000), stats })
+    }
+
     /// Twice the same snapshot in the same history gives the same plan, also after a trip through JSON.
     fn plan_twice(snapshot: &Snapshot, config: &Config, history: &mut History) -> Plan {
         let text = serde_json::to_string(&(snapshot, &*history)).unwrap();
@@ -287,6 +300,148 @@ mod test {
     }
 
     #[test]
+    fn the_agent_is_heard_before_the_statistics_until_it_falls_silent_or_lies() {
+        let config = Config::default();
+        let mut history = History::default();
+        let mut a = vm(1, M(64), M(128), M(512));
+        a.stats = stats(0, M(100));
+        a.agent = agent(0, M(480), M(30), M(90));
+        let source = |now, a: &VmSample, history: &mut History| {
+            plan_twice(&snapshot(now, M(1024), vec![a.clone()]), &config, history).verdicts[0].source
+        };
+        assert_eq!(source(0, &a, &mut history), Source::Agent);
+        assert_eq!(source(3000, &a, &mut history), Source::Agent);
+        a.stats = stats(3001, M(100));
+        assert_eq!(source(3001, &a, &mut history), Source::Device, "silent for three ticks");
+        a.agent = agent(4000, M(480), M(481), M(90));
+        assert_eq!(source(4000, &a, &mut history), Source::Device, "more available than there is");
+        a.agent = agent(4100, M(480), M(40), M(90));
+        assert_eq!(source(4100, &a, &mut history), Source::Agent);
+        a.stats = None;
+        assert_eq!(source(60_000, &a, &mut history), Source::Nobody);
+    }
+
+    #[test]
+    fn others_are_asked_for_what_a_measured_guest_grows_by_and_not_for_all_it_was_told_of() {
+        let config = Config::default();
+        let mut history = History::default();
+        let (mut a, mut b) = (vm(1, M(64), M(128), M(512)), vm(2, M(64), M(384), M(512)));
+        a.agent = agent(0, M(480), M(60), M(90));
+        b.stats = stats(0, M(320));
+        plan_twice(&snapshot(0, M(512), vec![a.clone(), b.clone()]), &config, &mut history);
+        // It grew by 50M in half a second: 100M a second, so that it will use 218M in a second.
+        a.agent = agent(500, M(480), M(10), M(90));
+        let plan = plan_twice(&snapshot(500, M(512), vec![a, b]), &config, &mut history);
+        assert_eq!(to(&plan, 2), Some(M(384 - 90)), "{plan:?}");
+        assert!(matches!(
+            plan.verdicts[0].reason,
+            Reason::Distress { source: Source::Agent, wanted, .. } if wanted == M(218)
+        ));
+    }
+
+    #[test]
+    fn page_cache_that_is_read_again_is_needed_and_what_is_not_is_idle() {
+        let config = Config::default();
+        let mut history = History::default();
+        let mut a = vm(1, M(64), M(128), M(512));
+        let mut need = Vec::new();
+        for second in 0..120u64 {
+            // For 20 seconds it reads 2 MiB a second again; then it rests.
+            let mut said = agent(second * 1000, M(480), M(60), M(0)).unwrap();
+            said.stats.refaults = Some(512 * second.min(20));
+            a.agent = Some(said);
+            let plan = plan_twice(&snapshot(second * 1000, M(128), vec![a.clone()]), &config, &mut history);
+            need.push(plan.verdicts[0].need.unwrap());
+        }
+        assert!(
+            need[20] > need[0].plus(M(20)) && need[20] <= need[0].plus(M(62)),
+            "{} {}",
+            need[0],
+            need[20]
+        );
+        assert!(need[119] < need[0].plus(M(3)), "forgotten: {}", need[119]);
+        // Where there is room it gets what it works with at once.
+        let mut history = History::default();
+        for (second, refaults) in [(0, 0), (1, 16_384)] {
+            let mut said = agent(second * 1000, M(480), M(60), M(0)).unwrap();
+            said.stats.refaults = Some(refaults);
+            a.agent = Some(said);
+            let plan = plan_twice(&snapshot(second * 1000, M(1024), vec![a.clone()]), &config, &mut history);
+            if second == 1 {
+                assert_eq!(to(&plan, 1), plan.verdicts[0].need, "{plan:?}");
+                assert!(matches!(plan.verdicts[0].reason, Reason::WorkingSet { .. }));
+            }
+        }
+    }
+
+    fn self_ballooning() -> VmSample {
+        let mut a = vm(1, M(64), M(512), M(512));
+        a.tunables.set("selfballooning", "on").unwrap();
+        a.tunables.set("reserved_mb", "0").unwrap();
+        a
+    }
+
+    #[test]
+    fn a_self_ballooning_guest_shrinks_slowly_and_grows_at_once() {
+        let config = Config::default();
+        let mut history = History::default();
+        let mut a = self_ballooning();
+        let mut at_second = Vec::new();
+        for second in 0..30 {
+            a.agent = agent(second * 1000, M(480), M(300), M(100));
+            let plan = plan_twice(&snapshot(second * 1000, M(1024), vec![a.clone()]), &config, &mut history);
+            if let Some(target) = to(&plan, 1) {
+                assert!(
+                    matches!(plan.verdicts[0].reason, Reason::SelfBalloon { goal, .. } if goal == M(132))
+                );
+                (a.target, a.actual) = (MemTarget(target), MemTarget(target));
+            }
+            at_second.push(a.target.0);
+        }
+        // 512 - (512 - 132) / 8 at 5 s, again at 10 s, ...
+        assert_eq!(at_second[4], M(512));
+        assert_eq!(at_second[5].0 / 4096, (512 * 256) - (380 * 256) / 8);
+        assert!(at_second[10] < at_second[5] && at_second[10] == at_second[14]);
+        a.agent = agent(29_300, M(480), M(280), M(400));
+        let plan = plan_twice(&snapshot(29_300, M(1024), vec![a]), &config, &mut history);
+        assert_eq!(to(&plan, 1), Some(M(432)), "at once, and all of it");
+    }
+
+    #[test]
+    fn a_proposal_yields_to_a_pin_to_distress_and_to_a_short_host_and_never_takes_what_is_not_free() {
+        let config = Config::default();
+        let mut history = History::default();
+        let mut a = self_ballooning();
+        for second in 0..6 {
+            a.agent = agent(second * 1000, M(480), M(300), M(100));
+            let plan = plan_twice(&snapshot(second * 1000, M(1024), vec![a.clone()]), &config, &mut history);
+            if let Some(target) = to(&plan, 1) {
+                (a.target, a.actual) = (MemTarget(target), MemTarget(target));
+            }
+        }
+        let before = a.target.0;
+        assert!(before < M(512));
+        let mut held = a.clone();
+        held.hold = Some(MemTarget(M(500)));
+        let mut past = history.clone();
+        let plan = plan_twice(&snapshot(6000, M(1024), vec![held]), &config, &mut past);
+        assert_eq!((to(&plan, 1), plan.verdicts[0].state), (Some(M(500)), VmState::Held));
+        let mut hurt = a.clone();
+        hurt.agent = agent(6000, M(480), M(1), M(100));
+        let mut past = history.clone();
+        let plan = plan_twice(&snapshot(6000, M(1024), vec![hurt]), &config, &mut past);
+        assert_eq!((to(&plan, 1), plan.verdicts[0].state), (Some(M(512)), VmState::Distressed));
+        let mut past = history.clone();
+        let plan = plan_twice(&snapshot(6000, M(300), vec![a.clone()]), &config, &mut past);
+        assert_eq!(to(&plan, 1), Some(M(300)), "the host may go lower: {plan:?}");
+        // What it proposes beyond what is free it does not get.
+        a.agent = agent(6000, M(480), M(200), Bytes(1 << 63));
+        let budget = before.plus(M(10));
+        let plan = plan_twice(&snapshot(6000, budget, vec![a]), &config, &mut history);
+        assert_eq!(to(&plan, 1), Some(budget), "{plan:?}");
+    }
+
+    #[test]
     fn memory_that_a_guest_takes_back_by_itself_is_distress() {
         let config = Config::default();
         let mut history = History::default();
@@ -330,6 +485,51 @@ mod test {
     }
 
     prop_compose! {
+        /// Anything an agent could say; half of the time something that could be true.
+        fn any_agent(now: u64)(
+            at in prop_oneof![Just(now), any::<u64>()],
+            sizes in prop::array::uniform6(prop::option::of(any_bytes())),
+            could_be: bool,
+            counts in prop::array::uniform4(any::<Option<u64>>()),
+            psi in prop::option::of((any::<u64>(), any::<u64>())),
+        ) -> AgentSample {
+            let [mut total, mut free, mut available, committed, cached, reserve] = sizes;
+            if could_be {
+                total = Some(Bytes(1 << 20));
+                free = Some(Bytes(free.map_or(0, |b| b.0 & 0xf_ffff)));
+                available = Some(Bytes(available.map_or(0, |b| b.0 & 0xf_ffff)));
+            }
+            let [swap_in, refaults, alloc_stalls, oom_kills] = counts;
+            let (cached, reserve) = if could_be { (Some(Bytes(1 << 19)), None) } else { (cached, reserve) };
+            let psi = psi.map(|(some_us, full_us)| PsiTotals { some_us, full_us });
+            let stats = AgentStats {
+                total, free, available, committed, cached, reserve, swap_in, refaults, alloc_stalls, oom_kills, psi,
+                ..AgentStats::default()
+            };
+            AgentSample { at: MonoTime(at), stats }
+        }
+    }
+
+    prop_compose! {
+        fn any_tunables()(
+            selfballooning: bool,
+            numbers in prop::array::uniform4(prop_oneof![0u64..9, any::<u64>()]),
+            reserved_mb: Option<u64>,
+        ) -> Tunables {
+            let [interval, down, up, min_usable_mb] = numbers;
+            Tunables {
+                selfballooning,
+                selfballoon_interval: interval,
+                selfballoon_downhysteresis: down,
+                selfballoon_uphysteresis: up,
+                min_usable_mb,
+                reserved_mb,
+                ..Tunables::default()
+            }
+        }
+    }
+
+    prop_compose! {
         fn any_vm(id: u64, now: u64)(
             sizes in any_sizes(),
             overhead in any_bytes(),
@@ -339,26 +539,29 @@ mod test {
             actual in any_bytes(),
             resident in prop::option::of(any_bytes()),
             hold in prop::option::weighted(0.2, any_bytes()),
-            stats in prop::option::of(any_stats(now)),
+            stats in prop::option::of(any_stats(now).boxed()),
+            agent in prop::option::of(any_agent(now).boxed()),
+            tunables in any_tunables().boxed(),
         ) -> VmSample {
             // Most targets are ones that the arbiter could have set, but not all.
             let target = if settled { sizes.clamp(target) } else { MemTarget(target) };
             let actual = MemTarget(if settled { actual.min(sizes.maxmem()) } else { actual });
             let name = VmName::new(&format!("vm{id}")).unwrap();
-            VmSample { id: VmId(id), name, sizes, overhead, link, target, actual, resident, hold: hold.map(MemTarget), stats, agent: None, tunables: Tunables::default() }
+            VmSample { id: VmId(id), name, sizes, overhead, link, target, actual, resident, hold: hold.map(MemTarget), stats, agent, tunables }
         }
     }
 
     fn any_snapshot(now: u64) -> impl Strategy<Value = Snapshot> {
+        // Boxed: these strategies are large, and a test's stack is not.
         let vms = prop::collection::vec(0u64..12, 0..8).prop_flat_map(move |mut ids| {
             ids.sort_unstable();
             ids.dedup();
-            ids.into_iter().map(|id| any_vm(id, now)).collect::<Vec<_>>()
+            ids.into_iter().map(|id| any_vm(id, now).boxed()).collect::<Vec<_>>()
         });
         let psi = prop::option::of(
             (any::<u64>(), any::<u64>()).prop_map(|(some_us, full_us)| PsiTotals { some_us, full_us }),
         );
-        (vms, any_bytes(), any_bytes(), any_bytes(), psi).prop_map(
+        (vms.boxed(), any_bytes(), any_bytes(), any_bytes(), psi).prop_map(
             move |(vms, budget, available, low, psi)| Snapshot {
                 now: MonoTime(now),
                 host: HostSample { budget, available, low, psi, swap_in_pages: 0, swap_out_pages: 0 },
@@ -376,12 +579,41 @@ mod test {
         u128::from(target.max(holds).0) + u128::from(vm.overhead.0)
     }
 
+    /// Who is in distress and does not get what it wants lacks it because nothing is free any more.
+    fn answered(snapshot: &Snapshot, plan: &Plan) -> Result<(), TestCaseError> {
+        let target = |vm: &VmSample| {
+            plan.actions.iter().find(|a| a.vm == vm.id).map_or(vm.sizes.clamp(vm.target.0).0, |a| a.to.0)
+        };
+        let sum = |of: &dyn Fn(&VmSample) -> Bytes| -> u128 {
+            snapshot.vms.iter().map(|vm| claim(vm, of(vm))).sum()
+        };
+        let raised = |vm: &VmSample| vm.sizes.clamp(vm.target.0).0.max(target(vm));
+        let before = sum(&|vm| vm.sizes.clamp(vm.target.0).0);
+        let granted = sum(&raised) - before;
+        let host = &snapshot.host;
+        let free = u128::from(host.budget.0)
+            .saturating_sub(before)
+            .min(u128::from(host.available.minus(host.low).0));
+        for (vm, verdict) in snapshot.vms.iter().zip(&plan.verdicts) {
+            let lowered = target(vm) < vm.sizes.clamp(vm.target.0).0;
+            if let Reason::Distress { wanted, .. } = verdict.reason
+                && plan.host != HostState::Short
+                && !lowered
+                && target(vm) < wanted
+            {
+                let rest = free.saturating_sub(granted);
+                prop_assert!(rest < 4096 * 16, "{} left, and {} lacks: {:?}", rest, vm.name, plan);
+            }
+        }
+        Ok(())
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
         #[test]
         fn for_any_input(
-            snapshots in prop::collection::vec((0u64..20_000_000).prop_flat_map(any_snapshot), 1..6),
+            snapshots in prop::collection::vec((0u64..20_000_000).prop_flat_map(any_snapshot).boxed(), 1..6),
         ) {
             let config = Config::default();
             let mut history = History::default();
@@ -407,6 +639,7 @@ mod test {
                     before += claim(vm, old);
                     after += claim(vm, new);
                 }
+                answered(snapshot, &plan)?;
                 prop_assert!(after <= before.max(u128::from(snapshot.host.budget.0)), "granted beyond the budget: {before} -> {after}, {:?}", plan);
                 let growing = plan.actions.iter().position(|a| a.to > a.from).unwrap_or(plan.actions.len());
                 prop_assert!(plan.actions[growing..].iter().all(|a| a.to > a.from), "shrinking first");

@@ -1,7 +1,8 @@
 //! A small closed loop around the arbiter: guests that obey at a limited rate and have loads of their own.
 
 use plimsoll_model::{
-    GuestStats, HostSample, Link, Plan, Sizes, Snapshot, StatsSample, Tunables, VmId, VmName, VmSample,
+    AgentSample, AgentStats, GuestStats, HostSample, Link, Plan, Sizes, Snapshot, StatsSample, Tunables,
+    VmId, VmName, VmSample,
 };
 use plimsoll_policy::{Config, History, decide};
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
@@ -99,6 +100,19 @@ impl World {
             let available = vm.actual.0.minus(*load);
             let stats = GuestStats { available: Some(available), ..GuestStats::default() };
             vm.stats = Some(StatsSample { at: self.now, stats });
+            // Some have an agent, and some of those propose their own targets.
+            if vm.id.0.is_multiple_of(2) {
+                let stats = AgentStats {
+                    total: Some(vm.sizes.maxmem()),
+                    available: Some(available),
+                    committed: Some(*load),
+                    refaults: Some(self.now.0 / 1_000_000),
+                    cached: Some(available),
+                    ..AgentStats::default()
+                };
+                vm.agent = Some(AgentSample { at: self.now, stats });
+                vm.tunables.selfballooning = vm.id.0.is_multiple_of(4);
+            }
         }
         let snapshot = Snapshot {
             now: self.now,
