@@ -1,6 +1,5 @@
 //! `cargo xtask demo`: the same guests and the same work, unmanaged and managed.
 
-mod side;
 mod table;
 mod turns;
 
@@ -13,9 +12,7 @@ use plimsoll_testbed::host::Meminfo;
 use plimsoll_units::Bytes;
 use serde::Serialize;
 
-use crate::out::{self, Step};
-use crate::{paths, run, setup};
-use side::{Managed, Unmanaged};
+use crate::{out, paths, ready, run};
 
 /// What can be chosen. The defaults end in under five minutes on two cores.
 #[derive(Clone, Debug, clap::Args)]
@@ -86,10 +83,20 @@ impl Plan {
     }
 }
 
+/// The sides that are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Side {
+    /// Guests started bare.
+    Nothing,
+    /// Guests in Plimsoll's care.
+    Plimsoll,
+}
+
 /// What one side came to. Pages are of 4 KiB and counted by the kernel (/proc/vmstat).
 #[derive(Clone, Debug, Serialize)]
 struct Outcome {
-    side: &'static str,
+    side: Side,
     /// pswpin and zswpin.
     swapped_in_pages: u64,
     /// pswpout and zswpout.
@@ -108,24 +115,13 @@ struct Outcome {
 
 pub(crate) fn command(options: &Options) -> Result<()> {
     let plan = Plan::new(options)?;
-    let report = setup::run();
-    if !report.problems.is_empty() {
-        bail!("the demonstration needs what setup could not do:\n  {}", report.problems.join("\n  "));
-    }
-    let step = Step::begin("build plimsoll");
-    let packages = ["plimsoll", "plimsolld", "plimsoll-keeper", "plimsoll-backend"];
-    let mut build = run::cargo();
-    build.args(["build", "--release"]).args(packages.iter().flat_map(|name| ["--package", name]));
-    if !run::shown_output(&mut build)?.success() {
-        bail!("cargo build --release failed");
-    }
-    step.end("built");
-
+    ready::guests("the demonstration")?;
+    ready::programs()?;
     let _swap = ensure_swap(plan)?;
     table::announce(&plan);
     let outcomes = vec![
-        turns::play::<Unmanaged>(plan).context("without Plimsoll")?,
-        turns::play::<Managed>(plan).context("with Plimsoll")?,
+        turns::play(plan, Side::Nothing).context("without Plimsoll")?,
+        turns::play(plan, Side::Plimsoll).context("with Plimsoll")?,
     ];
     table::compare(&plan, &outcomes);
     if let Some(path) = &options.out {

@@ -6,13 +6,15 @@
 
 mod bench;
 mod demo;
+mod experiment;
+mod fleet;
 mod layers;
 mod out;
 mod paths;
+mod ready;
 mod run;
 mod setup;
 mod suite;
-mod unbuilt;
 
 use std::process::ExitCode;
 
@@ -31,8 +33,8 @@ enum Task {
     /// Install or fetch what real guests need, and build their images
     ///
     /// Installs Debian packages (user-mode-linux, qemu-system-x86, busybox-static) when they are missing and this is
-    /// root, unpacks Debian's stock kernel below the target directory without installing it, builds the static
-    /// workload and the images of UML and QEMU guests. Says what it does. Repeating it does no harm.
+    /// root, unpacks Debian's stock kernel and C sources (newlib-source) below the target directory without
+    /// installing them, builds the static workload and the images of UML and QEMU guests. Says what it does. Repeating it does no harm.
     Setup,
     /// Show real guests unmanaged, then managed, side by side
     ///
@@ -54,9 +56,9 @@ enum Task {
     Ci,
     /// Run one published experiment
     Experiment {
-        /// Its name and arguments
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
+        /// Which
+        #[command(subcommand)]
+        which: Box<experiment::Experiment>,
     },
     /// Run one benchmark
     Bench {
@@ -72,7 +74,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::command(&options),
         Task::Test { fast } => suite::test(fast),
         Task::Ci => suite::ci(),
-        Task::Experiment { .. } => unbuilt::experiment(),
+        Task::Experiment { which } => experiment::command(&which),
         Task::Bench { which } => bench::command(which),
     };
     match outcome {

@@ -3,6 +3,7 @@
 mod guest;
 mod kernel;
 mod packages;
+pub(crate) mod sources;
 
 use anyhow::{Result, bail};
 
@@ -36,6 +37,13 @@ pub(crate) fn run() -> Report {
     report
 }
 
+/// What guests need that compile: apart from the rest, since only experiments have such guests.
+pub(crate) fn run_sources() -> Report {
+    let mut report = Report::default();
+    part(&mut report, "sources for guests to compile", sources::fetch);
+    report
+}
+
 fn part(report: &mut Report, what: &str, act: fn() -> Result<Done>) {
     let step = Step::begin(what);
     match act() {
@@ -54,7 +62,9 @@ fn part(report: &mut Report, what: &str, act: fn() -> Result<Done>) {
 /// The task itself.
 pub(crate) fn command() -> Result<()> {
     let step = Step::begin("setup");
-    let report = run();
+    let (mut report, sources) = (run(), run_sources());
+    report.changed |= sources.changed;
+    report.problems.extend(sources.problems);
     if !report.problems.is_empty() {
         bail!("setup is incomplete:\n  {}", report.problems.join("\n  "));
     }

@@ -11,23 +11,25 @@
 
 mod cgroup;
 mod deed;
+mod dirs;
 mod guardian;
 mod leftovers;
 mod marked;
 mod process;
 mod registry;
 mod setting;
-mod shm_dir;
+
 mod swap;
 
 pub use cgroup::TestCgroup;
 pub use deed::Deed;
+pub use dirs::{DiskDir, ShmDir};
 pub use leftovers::leftovers;
 pub use marked::{Marked, RUN_VARIABLE};
 pub use process::Process;
 pub use registry::{Undo, undo_everything};
 pub use setting::{Setting, ZSWAP_ENABLED};
-pub use shm_dir::ShmDir;
+
 pub use swap::TempSwap;
 
 use std::sync::OnceLock;

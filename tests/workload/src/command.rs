@@ -18,6 +18,8 @@ pub(crate) enum Command {
     Stats,
     /// `stop`: ends the running command or script early.
     Stop,
+    /// `sh LINE`: runs a line in the guest's shell.
+    Shell(String),
 }
 
 /// What a script may consist of.
@@ -46,6 +48,9 @@ pub(crate) enum Work {
     Churn(Duration, Bytes),
     /// `lock SIZE`: like `fill`, and locks the pages into memory.
     Lock(Bytes),
+    /// `build LIST FIRST COUNT`: runs so many of the host's programs from a list of commands, from the line FIRST
+    /// (counted from 0) on, one after the other; after the last line comes the first.
+    Build(String, u64, u64),
 }
 
 /// What is answered at once.
@@ -55,6 +60,10 @@ pub(crate) enum Ask {
     Ping,
     /// `meminfo`: the kernel's own account, in bytes.
     Meminfo,
+    /// `vmstat`: swapping, major faults, refaults, stalls and OOM kills since boot.
+    Vmstat,
+    /// `hostfs`: makes the host's files readable for `build`, where User Mode Linux lets its guest see them.
+    Hostfs,
     /// `balloon`: pages inflated and deflated since boot and OOM kills, from /proc/vmstat.
     Balloon,
     /// `load MODULE`: inserts a module of the image.
@@ -95,8 +104,8 @@ pub(crate) enum ParseCommandError {
     /// No size.
     #[error(transparent)]
     Size(#[from] ParseSizeError),
-    /// A name with other characters than letters, digits, `_`, `-` and, in devices, `/`.
-    #[error("`{0}` is no name of a module or device")]
+    /// A name with other characters than letters, digits, `_`, `-` and, in devices and paths, `/`, and `.` in paths.
+    #[error("`{0}` is no name of a module, device or file")]
     Name(String),
 }
 
@@ -107,6 +116,9 @@ impl Command {
     /// Reads one command.
     pub(crate) fn parse(text: &str) -> Result<Self, ParseCommandError> {
         let text = text.trim();
+        if let Some(line) = text.strip_prefix("sh ") {
+            return Ok(Self::Shell(line.to_owned()));
+        }
         match text.strip_prefix("script ") {
             Some(script) => Self::parse_script(script).map(Self::Script),
             None if text == "stats" => Ok(Self::Stats),
@@ -155,6 +167,7 @@ impl Work {
             Self::Hold(time) => format!("hold {}", time.as_secs_f64()),
             Self::Churn(time, size) => format!("churn {} {}", time.as_secs_f64(), size.0),
             Self::Lock(size) => format!("lock {}", size.0),
+            Self::Build(list, first, count) => format!("build {list} {first} {count}"),
         }
     }
 }
@@ -166,6 +179,8 @@ impl Ask {
             Self::Ping => "ping".into(),
             Self::Meminfo => "meminfo".into(),
             Self::Balloon => "balloon".into(),
+            Self::Vmstat => "vmstat".into(),
+            Self::Hostfs => "hostfs".into(),
             Self::Load(name) => format!("load {name}"),
             Self::Unload(name) => format!("unload {name}"),
             Self::Swapon(device) => format!("swapon {device}"),
@@ -200,6 +215,7 @@ impl<'a> Words<'a> {
             "hold" => Work::Hold(self.named("hold").seconds()?),
             "churn" => Work::Churn(self.named("churn").seconds()?, self.size()?),
             "lock" => Work::Lock(self.named("lock").size()?),
+            "build" => Work::Build(self.named("build").path()?, self.number()?, self.number()?),
             _ => return Ok(None),
         }))
     }
@@ -209,6 +225,8 @@ impl<'a> Words<'a> {
             "ping" => Ask::Ping,
             "meminfo" => Ask::Meminfo,
             "balloon" => Ask::Balloon,
+            "vmstat" => Ask::Vmstat,
+            "hostfs" => Ask::Hostfs,
             "load" => Ask::Load(self.named("load").module()?),
             "unload" => Ask::Unload(self.named("unload").module()?),
             "swapon" => Ask::Swapon(self.named("swapon").device()?),
@@ -240,6 +258,15 @@ impl<'a> Words<'a> {
     fn optional_number(&mut self) -> Result<Option<u64>, ParseCommandError> {
         let word = self.rest.pop();
         word.map(|word| word.parse().map_err(|_| ParseCommandError::Number(word.to_owned()))).transpose()
+    }
+
+    fn number(&mut self) -> Result<u64, ParseCommandError> {
+        let word = self.next("a whole number")?;
+        word.parse().map_err(|_| ParseCommandError::Number(word.to_owned()))
+    }
+
+    fn path(&mut self) -> Result<String, ParseCommandError> {
+        self.name("the path of a list", |c| matches!(c, '/' | '_' | '-' | '.'))
     }
 
     fn module(&mut self) -> Result<String, ParseCommandError> {
@@ -291,6 +318,7 @@ mod test {
         assert_eq!(Command::parse("hold -1"), Err(ParseCommandError::Seconds("-1".into())));
         assert_eq!(Command::parse("hold nan"), Err(ParseCommandError::Seconds("nan".into())));
         assert_eq!(Command::parse("hold 1e30"), Err(ParseCommandError::Seconds("1e30".into())));
+        assert_eq!(Command::parse("sh a:b; c"), Ok(Command::Shell("a:b; c".into())));
         assert_eq!(Command::parse("load ../x"), Err(ParseCommandError::Name("../x".into())));
         assert_eq!(Command::parse("fill 4K x"), Err(ParseCommandError::Number("x".into())));
     }
@@ -305,6 +333,10 @@ mod test {
             any::<Option<u64>>().prop_map(|size| Step::Work(Work::Free(size.map(Bytes)))),
             (time, any::<u64>()).prop_map(|(time, size)| Step::Work(Work::Churn(time, Bytes(size)))),
             "[a-z_]{1,12}".prop_map(|name| Step::Ask(Ask::Load(name))),
+            ("/[a-z_./-]{0,12}", any::<u64>(), any::<u64>())
+                .prop_map(|(list, first, count)| Step::Work(Work::Build(list, first, count))),
+            Just(Step::Ask(Ask::Vmstat)),
+            Just(Step::Ask(Ask::Hostfs)),
         ]
     }
 

@@ -13,6 +13,7 @@
 //! What it does not do: it has no network, no disk format and no rights beyond those of a guest's root.
 #![forbid(unsafe_code)]
 
+mod build;
 mod churn;
 mod command;
 mod console;
@@ -20,6 +21,7 @@ mod counters;
 mod memory;
 mod pattern;
 mod serve;
+mod shell;
 mod system;
 mod worker;
 

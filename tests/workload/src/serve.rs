@@ -12,7 +12,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use crate::command::{Command, Step};
 use crate::console::{Console, Seen, make_raw};
-use crate::system;
+use crate::{shell, system};
 use link::Link;
 use runner::{Job, Load, Runner};
 
@@ -105,6 +105,10 @@ impl Serve {
             Ok(Command::Stop) => {
                 self.link.stop();
                 self.console.answer(id, "ok");
+            }
+            Ok(Command::Shell(line)) => {
+                let failed = |error: std::io::Error| format!("error reason={:?}", error.to_string());
+                self.console.answer(id, &shell::run(&line).unwrap_or_else(failed));
             }
             Ok(Command::Stats) => self.console.answer(id, &self.link.stats()),
         }

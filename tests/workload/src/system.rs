@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -49,6 +50,51 @@ pub(crate) fn balloon() -> io::Result<String> {
     ))
 }
 
+/// What /proc/vmstat tells of want of memory, since boot: pages, faults, stalls and killed processes.
+pub(crate) fn vmstat() -> io::Result<String> {
+    Ok(vmstat_words(&fs::read_to_string("/proc/vmstat")?))
+}
+
+/// Zones and kinds of pages are added up: they are told apart by the ends of the words.
+fn vmstat_words(text: &str) -> String {
+    let sum = |begin: &str| {
+        let counts = text.lines().filter_map(|line| line.split_once(' '));
+        let ours = counts.filter(|(key, _)| *key == begin || key.starts_with(&format!("{begin}_")));
+        ours.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).fold(0, u64::saturating_add)
+    };
+    let exact = |key: &str| number(text, key).unwrap_or(0);
+    format!(
+        "ok pswpin={} pswpout={} pgmajfault={} refault_anon={} refault_file={} allocstall={} oom_kill={}",
+        exact("pswpin"),
+        exact("pswpout"),
+        exact("pgmajfault"),
+        exact("workingset_refault_anon"),
+        exact("workingset_refault_file"),
+        sum("allocstall"),
+        exact("oom_kill"),
+    )
+}
+
+/// Makes the host's files readable below [`HOST`], and gives programs that run there a place to write: a tmpfs over
+/// the host's /mnt, which is the guest's own and leaves the host's alone.
+pub(crate) fn hostfs() -> io::Result<String> {
+    let out = format!("{HOST}{HOST_OUT}");
+    fs::create_dir_all(HOST)?;
+    busybox(&["mount", "-t", "hostfs", "-o", "ro", "none", HOST])?;
+    if !Path::new(&out).is_dir() {
+        return Err(io::Error::other(format!(
+            "this guest is not shown the host's files: no {HOST_OUT} in them"
+        )));
+    }
+    busybox(&["mount", "-t", "tmpfs", "tmpfs", &out])?;
+    Ok("ok".into())
+}
+
+/// Where the host's files are.
+pub(crate) const HOST: &str = "/host";
+/// In them, what may be written. Every Linux has it (FHS 3.0, section 3.12).
+pub(crate) const HOST_OUT: &str = "/mnt";
+
 /// The number behind a word at the beginning of a line.
 fn number(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| {
@@ -73,14 +119,19 @@ pub(crate) fn unload(module: &str) -> io::Result<String> {
 
 /// Formats a device as swap and uses it.
 pub(crate) fn swapon(device: &str) -> io::Result<String> {
-    for applet in ["mkswap", "swapon"] {
-        let output = Command::new("/bin/busybox").args([applet, device]).output()?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-            return Err(io::Error::other(format!("{applet} {device}: {said}")));
-        }
-    }
+    busybox(&["mkswap", device])?;
+    busybox(&["swapon", device])?;
     Ok("ok".into())
+}
+
+/// Runs one of busybox' programs.
+fn busybox(words: &[&str]) -> io::Result<()> {
+    let output = Command::new("/bin/busybox").args(words).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    Err(io::Error::other(format!("{}: {said}", words.join(" "))))
 }
 
 /// Starts the machine anew; returns only when that failed.
@@ -118,7 +169,7 @@ fn option_in(line: &str, key: &str) -> Option<String> {
 
 #[cfg(test)]
 mod test {
-    use super::{number, option_in};
+    use super::{number, option_in, vmstat_words};
 
     #[test]
     fn numbers_are_found_by_whole_words() {
@@ -126,6 +177,16 @@ mod test {
         assert_eq!(number(text, "MemTotal:"), Some(24_683_644));
         assert_eq!(number(text, "nr_x"), None);
         assert_eq!(number(text, "Mem"), None);
+    }
+
+    #[test]
+    fn stalls_of_all_zones_are_added_up() {
+        let text = "pswpin 3\nallocstall_dma 1\nallocstall_normal 4\nallocstalls 9\noom_kill 2\n";
+        let words = vmstat_words(text);
+        assert!(
+            words.starts_with("ok pswpin=3 pswpout=0 ") && words.ends_with("allocstall=5 oom_kill=2"),
+            "{words}"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use plimsoll_units::Bytes;
 
+use crate::build::{self, Built};
 use crate::churn;
 use crate::command::{Command, Step, Work};
 use crate::counters::Ticker;
@@ -74,6 +75,7 @@ fn carry_out(work: &Work, held: &mut Held, stop: &AtomicBool) -> std::io::Result
         Work::Hold(time) => {
             format!("ok stopped={} held={}", !job.wait(*time), held.size().0)
         }
+        Work::Build(list, first, count) => build_words(&build::run(list, *first, *count, &mut job)?, held),
         Work::Churn(time, size) => {
             let done = churn::run(*time, *size, &mut job)?;
             let churned = format!("blocks={} files={} peak={}", done.blocks, done.files, done.peak.0);
@@ -84,6 +86,13 @@ fn carry_out(work: &Work, held: &mut Held, stop: &AtomicBool) -> std::io::Result
 
 fn fill_words(done: &Done, held: &Held) -> String {
     format!("ok pages={} stopped={} held={}", done.pages, done.stopped, held.size().0)
+}
+
+fn build_words(built: &Built, held: &Held) -> String {
+    let Built { made, bytes, failed, first_failure, stopped } = built;
+    let word = if *failed == 0 { "ok" } else { "error reason=\"programs failed\"" };
+    let said = first_failure.as_ref().map_or(String::new(), |said| format!(" first={said:?}"));
+    format!("{word} made={made} bytes={bytes} failed={failed} stopped={stopped} held={}{said}", held.size().0)
 }
 
 fn verdict_words(verdict: &Verdict, held: &Held) -> String {

@@ -98,6 +98,7 @@ fn nonsense_is_answered_and_repeats_are_not_carried_out() {
     serve.say("@plimsoll\t1 ping");
     let expected = "@plimsoll 4 error reason=\"only the first process of a guest does that\"";
     assert_eq!(serve.ask("4 poweroff"), expected);
+    assert_eq!(serve.ask("5 sh true"), expected.replace("@plimsoll 4", "@plimsoll 5"));
 }
 
 #[test]

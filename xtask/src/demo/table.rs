@@ -5,8 +5,8 @@ use std::time::Duration;
 use plimsoll_testbed::host::Vmstat;
 use plimsoll_units::Bytes;
 
-use super::side::{Seen, name};
-use super::{Outcome, Plan};
+use super::{Outcome, Plan, Side};
+use crate::fleet::{Seen, name};
 use crate::out;
 
 /// Width of a guest's column.
@@ -33,8 +33,11 @@ pub(super) fn announce(plan: &Plan) {
 }
 
 /// A side's name in words.
-pub(super) fn title(side: &str) -> &'static str {
-    if side == "nothing" { "without Plimsoll" } else { "with Plimsoll" }
+pub(super) fn title(side: Side) -> &'static str {
+    match side {
+        Side::Nothing => "without Plimsoll",
+        Side::Plimsoll => "with Plimsoll",
+    }
 }
 
 pub(super) fn live_head(guests: usize) {

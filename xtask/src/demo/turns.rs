@@ -8,8 +8,8 @@ use plimsoll_testbed::guard::TestCgroup;
 use plimsoll_testbed::guest::Reply;
 use plimsoll_testbed::host::Vmstat;
 
-use super::side::{Side, name};
-use super::{AT_A_TIME, Outcome, Plan, SIDE_LIMIT, table};
+use super::{AT_A_TIME, Outcome, Plan, SIDE_LIMIT, Side, table};
+use crate::fleet::{Bare, Care, Fleet, GuestSpec, Kept, group_name, name};
 use crate::out;
 
 /// How long a guest's one step may take: a guest that swaps its heart out is slow, not dead, but the demonstration
@@ -19,12 +19,34 @@ const STEP_LIMIT: Duration = Duration::from_secs(60);
 /// What a guest does at the moment, for the live table.
 type Doing = std::sync::Mutex<Vec<&'static str>>;
 
+/// How long guests may take to boot on a busy machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+/// Boots the guests of a side inside the group.
+fn start(plan: Plan, side: Side, cgroup: &TestCgroup) -> Result<Box<dyn Fleet>> {
+    let spec = |index| GuestSpec {
+        name: name(index),
+        told: plan.told,
+        disk: None,
+        host_files: false,
+        boot_limit: BOOT_LIMIT,
+    };
+    let specs: Vec<_> = (0..plan.guests).map(spec).collect();
+    if side == Side::Nothing {
+        return Ok(Box::new(Bare::start(&specs, cgroup)?));
+    }
+    let config = format!("[host]\ncgroup = \"{}\"\n", group_name(cgroup)?);
+    let care = Care { what: "demo", config, memory: plan.memory, floor: plan.floor, cgroup };
+    Ok(Box::new(Kept::start(&specs, &care)?))
+}
+
 /// Boots the guests of a side, lets them work, and counts.
-pub(super) fn play<S: Side>(plan: Plan) -> Result<Outcome> {
+pub(super) fn play(plan: Plan, side: Side) -> Result<Outcome> {
     out::say("");
-    out::say(&format!("--- {} ---", table::title(S::NAME)));
+    out::say(&format!("--- {} ---", table::title(side)));
     let cgroup = TestCgroup::create("demo", plan.limit)?;
-    let side = S::start(plan, &cgroup)?;
+    let fleet = start(plan, side, &cgroup)?;
+    let fleet = fleet.as_ref();
     let guests = usize::try_from(plan.guests)?;
     let doing = Doing::new(vec!["idle"; guests]);
     let over = AtomicBool::new(false);
@@ -32,14 +54,14 @@ pub(super) fn play<S: Side>(plan: Plan) -> Result<Outcome> {
     let mut lost = vec![None; guests];
     let mut mismatches = 0;
     std::thread::scope(|scope| {
-        scope.spawn(|| watch(&side, &cgroup, &doing, &over, (begin, before)));
+        scope.spawn(|| watch(fleet, &cgroup, &doing, &over, (begin, before)));
         for turn in 0..plan.rounds * plan.guests / AT_A_TIME {
             if begin.elapsed() > SIDE_LIMIT {
                 lost.iter_mut()
                     .for_each(|how| *how = Some(format!("not done after {} s", SIDE_LIMIT.as_secs())));
                 break;
             }
-            mismatches += take_turns(&side, plan, turn, &doing, &mut lost);
+            mismatches += take_turns(fleet, plan, turn, &doing, &mut lost);
         }
         over.store(true, Ordering::Release);
     });
@@ -48,7 +70,7 @@ pub(super) fn play<S: Side>(plan: Plan) -> Result<Outcome> {
     let lost =
         lost.into_iter().zip(0..).filter_map(|(how, index)| Some(format!("{}: {}", name(index), how?)));
     Ok(Outcome {
-        side: S::NAME,
+        side,
         swapped_in_pages: counted.pswpin + counted.zswpin,
         swapped_out_pages: counted.pswpout + counted.zswpout,
         elapsed_ms: u64::try_from(elapsed.as_millis())?,
@@ -60,13 +82,13 @@ pub(super) fn play<S: Side>(plan: Plan) -> Result<Outcome> {
 }
 
 /// One turn: two guests at the same time. Returns the pages that were wrong.
-fn take_turns<S: Side>(side: &S, plan: Plan, turn: u64, doing: &Doing, lost: &mut [Option<String>]) -> u64 {
+fn take_turns(fleet: &dyn Fleet, plan: Plan, turn: u64, doing: &Doing, lost: &mut [Option<String>]) -> u64 {
     let pair: Vec<usize> = (0..AT_A_TIME)
         .filter_map(|n| usize::try_from((turn * AT_A_TIME + n) % plan.guests).ok())
         .filter(|&index| lost.get(index).is_some_and(Option::is_none))
         .collect();
     let results: Vec<(usize, Result<u64, String>)> = std::thread::scope(|scope| {
-        let begin = |&index: &usize| (index, scope.spawn(move || work(side, plan, turn, doing, index)));
+        let begin = |&index: &usize| (index, scope.spawn(move || work(fleet, plan, turn, doing, index)));
         let running: Vec<_> = pair.iter().map(begin).collect();
         let end = |result: std::thread::Result<Result<u64, String>>| {
             result.unwrap_or(Err("its turn panicked".to_owned()))
@@ -89,21 +111,21 @@ fn take_turns<S: Side>(side: &S, plan: Plan, turn: u64, doing: &Doing, lost: &mu
 }
 
 /// What one guest does at its turn.
-fn work<S: Side>(side: &S, plan: Plan, turn: u64, doing: &Doing, index: usize) -> Result<u64, String> {
+fn work(fleet: &dyn Fleet, plan: Plan, turn: u64, doing: &Doing, index: usize) -> Result<u64, String> {
     let mut wrong = 0;
     let fill = format!("fill {} {}", plan.fill.0, turn + 1);
     for (word, command) in
         [("fill", fill.as_str()), ("check", "verify"), ("check", "verify"), ("free", "free")]
     {
         note(doing, index, word);
-        wrong += mismatches(&side.ask(index, command, STEP_LIMIT).map_err(|error| first_line(&error))?);
+        wrong += mismatches(&fleet.ask(index, command, STEP_LIMIT).map_err(|error| first_line(&error))?);
     }
     note(doing, index, "idle");
     Ok(wrong)
 }
 
 fn mismatches(reply: &Reply) -> u64 {
-    reply.number("mismatches").unwrap_or(0)
+    reply.number("bad_pages").unwrap_or(0)
 }
 
 fn note(doing: &Doing, index: usize, word: &'static str) {
@@ -118,14 +140,14 @@ fn first_line(error: &anyhow::Error) -> String {
 }
 
 /// Prints a line each second until it is over.
-fn watch<S: Side>(
-    side: &S,
+fn watch(
+    fleet: &dyn Fleet,
     cgroup: &TestCgroup,
     doing: &Doing,
     over: &AtomicBool,
     (begin, before): (Instant, Vmstat),
 ) {
-    table::live_head(side.count());
+    table::live_head(fleet.count());
     let mut due = begin;
     while !over.load(Ordering::Acquire) {
         let now = Instant::now();
@@ -137,6 +159,6 @@ fn watch<S: Side>(
         due += Duration::from_secs(1);
         let words = doing.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let counted = Vmstat::read().unwrap_or_default().since(&before);
-        table::live(begin.elapsed(), &words, &side.sizes(), cgroup.usage().ok(), &counted);
+        table::live(begin.elapsed(), &words, &fleet.sizes(), cgroup.usage().ok(), &counted);
     }
 }

@@ -1,14 +1,14 @@
 //! Debian's stock kernel, unpacked and not installed: installing it would build an initramfs for this machine.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use plimsoll_testbed::paths;
 
 use super::Done;
-use super::packages::apt_get;
+use super::packages::{apt_get, download};
 use crate::{out, run};
 
 /// The package that depends on the newest stock kernel.
@@ -64,27 +64,10 @@ fn dependency(text: &str) -> Option<String> {
 
 fn fetch_into(partial: &Path, package: &str) -> Result<()> {
     out::say(&format!("    downloading {package}, about 70 MB"));
-    let download = ["--option", "APT::Sandbox::User=root", "download", package];
-    let first = run::quiet(apt_get().args(download).current_dir(partial));
-    if let Err(error) = first {
-        // The list may be older than what the mirror still has.
-        if !rustix::process::geteuid().is_root() {
-            return Err(error.context("as root, run: apt-get update"));
-        }
-        run::quiet(apt_get().arg("update")).context("the list of packages")?;
-        run::quiet(apt_get().args(download).current_dir(partial))?;
-    }
-    let file = deb_in(partial)?;
+    let file = download(package, partial)?;
     let tree = partial.join("tree");
     run::quiet(Command::new("dpkg").arg("--extract").arg(&file).arg(&tree))?;
     prune(&tree)
-}
-
-fn deb_in(dir: &Path) -> Result<PathBuf> {
-    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?.flatten();
-    let mut files = entries.map(|entry| entry.path());
-    let file = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    file.with_context(|| format!("apt-get left no package in {}", dir.display()))
 }
 
 /// Removes what no guest needs.

@@ -1,6 +1,7 @@
 //! Debian packages.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -54,6 +55,32 @@ pub(super) fn apt_get() -> Command {
     command
 }
 
+/// Downloads a package without installing it; returns its file, which lies in `dir`.
+pub(super) fn download(package: &str, dir: &Path) -> Result<PathBuf> {
+    if paths::program("apt-get", "apt").is_err() || paths::program("dpkg", "dpkg").is_err() {
+        bail!(
+            "Debian's package {package} is needed, and there is no apt-get and dpkg to fetch and unpack it"
+        );
+    }
+    let words = ["--option", "APT::Sandbox::User=root", "download", package];
+    if let Err(error) = run::quiet(apt_get().args(words).current_dir(dir)) {
+        // The list may be missing, or older than what the mirror still has.
+        if !rustix::process::geteuid().is_root() {
+            return Err(error.context("as root, run: apt-get update"));
+        }
+        run::quiet(apt_get().arg("update")).context("the list of packages")?;
+        run::quiet(apt_get().args(words).current_dir(dir))?;
+    }
+    deb_in(dir)
+}
+
+fn deb_in(dir: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?.flatten();
+    let mut files = entries.map(|entry| entry.path());
+    let file = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    file.with_context(|| format!("apt-get left no package in {}", dir.display()))
+}
+
 /// Debian's package `busybox` has a program of the same name that needs libraries a guest does not have.
 fn has_static_busybox() -> bool {
     let busybox = paths::program("busybox", BUSYBOX_PACKAGE);
@@ -61,7 +88,7 @@ fn has_static_busybox() -> bool {
 }
 
 fn is_static(path: &Path) -> Result<bool> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(!wants_interpreter(&bytes).unwrap_or(true))
 }
 

@@ -27,7 +27,8 @@ enum Version {
 pub struct TestCgroup {
     version: Version,
     path: PathBuf,
-    _undo: Undo,
+    /// A group below another goes with it.
+    _undo: Option<Undo>,
 }
 
 impl TestCgroup {
@@ -41,9 +42,72 @@ impl TestCgroup {
         let path = parent.join(unique_name(what));
         let undo = Undo::register(Deed::Cgroup(path.clone()))?;
         std::fs::create_dir(&path).map_err(BedError::io("make control group", &path))?;
-        let cgroup = Self { version, path, _undo: undo };
+        let cgroup = Self { version, path, _undo: Some(undo) };
         cgroup.write(cgroup.pick("memory.limit_in_bytes", "memory.max"), &limit.0.to_string())?;
         Ok(cgroup)
+    }
+
+    /// Limits the swap of all processes in it and below it together.
+    ///
+    /// # Errors
+    /// [`BedError::Io`] where the kernel does not account swap (version 1 booted with `swapaccount=0`).
+    pub fn limit_swap(&self, swap: Bytes) -> Result<(), BedError> {
+        match self.version {
+            // Version 1 limits memory and swap together.
+            Version::One => {
+                let memory = Bytes(self.number("memory.limit_in_bytes")?);
+                self.write("memory.memsw.limit_in_bytes", &memory.plus(swap).0.to_string())
+            }
+            Version::Two => self.write("memory.swap.max", &swap.0.to_string()),
+        }
+    }
+
+    /// Changes the limit of memory; on version 1 it must stay below that of memory and swap together.
+    ///
+    /// # Errors
+    /// [`BedError::Io`] when the kernel cannot reclaim as much as a lower limit wants.
+    pub fn set_limit(&self, limit: Bytes) -> Result<(), BedError> {
+        self.write(self.pick("memory.limit_in_bytes", "memory.max"), &limit.0.to_string())
+    }
+
+    /// Makes a group below it, without limits of its own. It goes when this one goes.
+    ///
+    /// # Errors
+    /// [`BedError::Io`] when there is one of that name.
+    pub fn child(&self, name: &str) -> Result<Self, BedError> {
+        if self.version == Version::Two {
+            self.write("cgroup.subtree_control", "+memory")?;
+        }
+        let path = self.path.join(name);
+        std::fs::create_dir(&path).map_err(BedError::io("make control group", &path))?;
+        Ok(Self { version: self.version, path, _undo: None })
+    }
+
+    /// The same group for another thread, without a say in when it goes.
+    #[must_use]
+    pub fn handle(&self) -> Self {
+        Self { version: self.version, path: self.path.clone(), _undo: None }
+    }
+
+    /// Whether compressed swap (zswap) is charged to the group. Version 1 does not do that
+    /// (`obj_cgroup_charge_zswap` of Linux's mm/memcontrol.c).
+    #[must_use]
+    pub fn charges_zswap(&self) -> bool {
+        self.version == Version::Two
+    }
+
+    /// Whether this host can be asked to reclaim from a group (`memory.reclaim`, version 2 since Linux 5.19).
+    #[must_use]
+    pub fn can_reclaim(&self) -> bool {
+        self.path.join("memory.reclaim").exists()
+    }
+
+    /// Asks the kernel to take back so much of the group's memory.
+    ///
+    /// # Errors
+    /// [`BedError::Io`] when it found less, or there is no `memory.reclaim`.
+    pub fn reclaim(&self, size: Bytes) -> Result<(), BedError> {
+        self.write("memory.reclaim", &size.0.to_string())
     }
 
     /// Where it is.
@@ -76,7 +140,8 @@ impl TestCgroup {
         self.number(self.pick("memory.max_usage_in_bytes", "memory.peak")).map(Bytes)
     }
 
-    /// memory.stat, in the kernel's words and units (bytes and events).
+    /// memory.stat, in the kernel's words and units (bytes and events). What is below it is in the numbers `total_`
+    /// on version 1, and in all of them on version 2.
     ///
     /// # Errors
     /// [`BedError::Io`] when it cannot be read.
@@ -84,13 +149,25 @@ impl TestCgroup {
         Numbers::read(self.path.join("memory.stat"))
     }
 
-    /// Processes killed because the limit was met.
+    /// Processes in it and below it that were killed because a limit was met.
     ///
     /// # Errors
     /// [`BedError::Io`] when it cannot be read.
     pub fn oom_kills(&self) -> Result<u64, BedError> {
         let file = self.pick("memory.oom_control", "memory.events");
-        Ok(Numbers::read(self.path.join(file))?.get("oom_kill"))
+        let own = Numbers::read(self.path.join(file))?.get("oom_kill");
+        // Version 2 counts what happened below; version 1 counts for the dead one's own group only.
+        let below = if self.version == Version::One { self.groups_below() } else { Vec::new() };
+        let kills =
+            |dir: &PathBuf| Numbers::read(dir.join(file)).map_or(0, |numbers| numbers.get("oom_kill"));
+        Ok(below.iter().map(kills).fold(own, u64::saturating_add))
+    }
+
+    /// The groups directly below; Plimsoll makes one for each VM and none below those.
+    fn groups_below(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        dirs.map(|entry| entry.path()).collect()
     }
 
     /// A command for `program` that begins inside the group: a shell puts itself there and becomes the program.
@@ -175,9 +252,14 @@ mod test {
         assert!(cgroup.usage().expect("reads") < Bytes::mib(64));
         assert_eq!(cgroup.oom_kills().expect("reads"), 0);
         assert!(cgroup.stat().expect("reads") != crate::host::Numbers::default());
+        let child = cgroup.child("below").expect("makes");
+        assert!(child.usage().is_ok_and(|usage| usage == Bytes::ZERO));
+        cgroup.limit_swap(Bytes::mib(32)).expect("swap is accounted");
+        cgroup.set_limit(Bytes::mib(48)).expect("changes");
         let path = cgroup.path().to_owned();
         drop(cgroup);
         assert!(!path.exists());
+        assert!(!child.path().exists());
         assert!(process.wait_exit(Duration::from_secs(10)).is_ok_and(|status| !status.success()));
     }
 }

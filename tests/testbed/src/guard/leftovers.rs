@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::marked::RUN_VARIABLE;
-use super::{Deed, PREFIX, cgroup, shm_dir, swap};
+use super::{Deed, PREFIX, cgroup, dirs, swap};
 
 /// Every process, control group, swap file and directory whose name begins with `prefix` and goes on with a `-`, if
 /// it goes on, in words.
@@ -53,7 +53,8 @@ fn stat_field(stat: &str, number: usize) -> Option<&str> {
 
 /// Groups, swap and directories.
 fn deeds(prefix: &str) -> Vec<Deed> {
-    let mut found: Vec<_> = entries(Path::new(shm_dir::PARENT), prefix).into_iter().map(Deed::Dir).collect();
+    let places = [PathBuf::from(dirs::PARENT), dirs::on_disk()];
+    let mut found: Vec<_> = places.iter().flat_map(|place| entries(place, prefix)).map(Deed::Dir).collect();
     for parent in cgroup::parents() {
         found.extend(entries(&parent, prefix).into_iter().map(Deed::Cgroup));
     }

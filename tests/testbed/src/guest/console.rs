@@ -58,6 +58,13 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// An answer made up, for tests of what asks guests: `ok ...` or `error ...`.
+    #[must_use]
+    pub fn of(words: &str) -> Self {
+        let (kind, text) = words.split_once(' ').unwrap_or((words, ""));
+        Self { line: Line { id: String::new(), kind: kind.to_owned(), text: text.to_owned() } }
+    }
+
     /// Whether it went well.
     #[must_use]
     pub fn is_ok(&self) -> bool {

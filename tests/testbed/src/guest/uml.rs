@@ -36,6 +36,8 @@ pub struct UmlSpec<'a> {
     pub append: String,
     /// Its vhost-user devices.
     pub devices: Vec<VhostUserDevice>,
+    /// Raw images or sparse files that the guest has as disks `ubda`, `ubdb` and so on.
+    pub disks: Vec<PathBuf>,
     /// What the workload does by itself, as `fill:96M,hold:5,poweroff`.
     pub script: Option<String>,
     /// The control group it starts in.
@@ -46,7 +48,8 @@ impl<'a> UmlSpec<'a> {
     /// A guest with nothing but memory.
     #[must_use]
     pub fn new(name: &'a str, mem: Bytes, image: Image) -> Self {
-        Self { name, mem, image, append: String::new(), devices: Vec::new(), script: None, cgroup: None }
+        let (append, devices, disks) = (String::new(), Vec::new(), Vec::new());
+        Self { name, mem, image, append, devices, disks, script: None, cgroup: None }
     }
 
     /// Starts it and waits until the workload is ready.
@@ -89,6 +92,8 @@ impl<'a> UmlSpec<'a> {
             format!("virtio_uml.device={}:{}", device.socket.display(), device.virtio_id)
         };
         words.extend(self.devices.iter().map(device));
+        let disk = |(n, path): (usize, &PathBuf)| format!("ubd{n}={}", path.display());
+        words.extend(self.disks.iter().enumerate().map(disk));
         words.extend(self.script.as_ref().map(|script| format!("plimsoll.script={script}")));
         words.extend(self.append.split_ascii_whitespace().map(str::to_owned));
         words
@@ -107,6 +112,7 @@ mod test {
         let image = Image { kernel: "/k".into(), initrd: "/i".into() };
         let mut spec = UmlSpec::new("x", Bytes::mib(96), image);
         spec.devices.push(VhostUserDevice { socket: "/s/b.sock".into(), virtio_id: 5 });
+        spec.disks = vec!["/d/a.img".into(), "/d/b.img".into()];
         spec.script = Some("fill:1M,poweroff".into());
         spec.append = "a=1  b".into();
         let words = spec.arguments();
@@ -114,6 +120,8 @@ mod test {
             "mem=96M",
             "initrd=/i",
             "virtio_uml.device=/s/b.sock:5",
+            "ubd0=/d/a.img",
+            "ubd1=/d/b.img",
             "plimsoll.script=fill:1M,poweroff",
             "a=1",
             "b",

@@ -1,0 +1,32 @@
+//! `cargo xtask experiment NAME`: the published experiments, each as the command that repeats it.
+//!
+//! What they share is here: the file with raw counters and a summary ([`sheet`]), medians and ratios ([`figures`]),
+//! the chart ([`chart`]) and the table ([`table`]). Guests come from [`crate::fleet`], so that all experiments and
+//! the demonstration start them alike.
+
+pub(crate) mod chart;
+mod consolidation;
+pub(crate) mod figures;
+pub(crate) mod sheet;
+pub(crate) mod table;
+
+use anyhow::Result;
+
+/// Which experiment.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub(crate) enum Experiment {
+    /// Many guests on a host that is too small for what they are told, in three columns
+    ///
+    /// Each run boots User Mode Linux guests in one memory cgroup with a swap file, lets all of them compile C
+    /// sources with the host's compiler at the same time, and then lets them fill, check and free most of their
+    /// memory by turns. The columns alternate: `nothing` (bare guests), `careful` (free page reporting and zswap,
+    /// nobody decides) and `plimsoll`. Everything is counted by the kernel, and everything is put back, also after
+    /// Ctrl-C.
+    Consolidation(consolidation::Options),
+}
+
+pub(crate) fn command(experiment: &Experiment) -> Result<()> {
+    match experiment {
+        Experiment::Consolidation(options) => consolidation::command(options),
+    }
+}
