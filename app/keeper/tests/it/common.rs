@@ -1,9 +1,10 @@
 //! A keeper of the test's own, and a way to its back end.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -47,6 +48,17 @@ impl Keeper {
     }
 
     pub(crate) fn start_with(name: &str, maxmem: Bytes, backend: &Path, more: &[&str]) -> Self {
+        Self::spawn(name, maxmem, backend, more, Stdio::null())
+    }
+
+    /// With a line from an agent: the guest's end.
+    pub(crate) fn start_with_line(name: &str, maxmem: Bytes, more: &[&str]) -> (Self, UnixStream) {
+        let (host, guest) = UnixStream::pair().unwrap();
+        let more = [&["--agent-line"], more].concat();
+        (Self::spawn(name, maxmem, backend(), &more, OwnedFd::from(host).into()), guest)
+    }
+
+    fn spawn(name: &str, maxmem: Bytes, backend: &Path, more: &[&str], stdin: Stdio) -> Self {
         let dir = ShmDir::create(name).unwrap();
         let log = dir.path().join("keeper.log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll-keeper"));
@@ -58,6 +70,7 @@ impl Keeper {
             .args(more)
             .env("RUST_LOG", "trace")
             .env("NO_COLOR", "1")
+            .stdin(stdin)
             .stderr(std::fs::File::create(&log).unwrap());
         let process = Process::spawn(name, command).unwrap();
         let keeper = Self { process, dir, log };

@@ -2,6 +2,8 @@
 //! independent implementation of vhost-user, and hostile ones.
 
 #[cfg(test)]
+mod agent;
+#[cfg(test)]
 mod common;
 #[cfg(test)]
 mod conformance;
