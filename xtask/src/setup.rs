@@ -33,6 +33,7 @@ pub(crate) fn run() -> Report {
     part(&mut report, "packages", packages::install);
     part(&mut report, "Debian's kernel for QEMU guests", kernel::fetch);
     part(&mut report, "workload for guests", guest::build_workload);
+    part(&mut report, "agent for guests", guest::build_agent);
     part(&mut report, "guest images", guest::build_images);
     report
 }

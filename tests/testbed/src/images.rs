@@ -1,4 +1,5 @@
-//! The guests' images: a kernel, and an initramfs with busybox, the workload and the kernel's virtio modules.
+//! The guests' images: a kernel, and an initramfs with busybox, the workload, Plimsoll's agent and the kernel's
+//! virtio modules.
 //!
 //! Built in memory, in a second or less, and kept under the name of their contents in `target/plimsoll/images`.
 //! Two tests that build the same image at once write the same bytes and rename them to the same name.
@@ -6,8 +7,10 @@
 //! The image's `/init` mounts what a small system needs, inserts the modules in the order of their dependencies and
 //! becomes the workload, on the console. It understands on the kernel's command line:
 //! `plimsoll.skip=NAME,NAME` (modules to leave out; the workload's `load` can insert them later) and, through the
-//! workload, `plimsoll.script=fill:96M,hold:5,poweroff`.
+//! workload, `plimsoll.script=fill:96M,hold:5,poweroff`. `plimsoll.agent` starts the agent beside it, and
+//! `plimsoll.agent=--port,/dev/ttyS0` starts it with these arguments.
 
+mod agent;
 mod archive;
 mod modules;
 
@@ -81,8 +84,9 @@ fn build(name: &str, modules: &Path, wanted: &[&str]) -> Result<PathBuf, BedErro
     if !workload.is_file() {
         return Err(BedError::Missing { what: format!("the workload {}", workload.display()), package: "" });
     }
+    let agent = agent::read(&paths::guest_agent())?;
     let modules = modules::in_order(modules, wanted)?;
-    let bytes = assemble(&busybox, &read(&workload)?, &modules);
+    let bytes = assemble(&busybox, &read(&workload)?, agent.as_deref(), &modules);
     store(&paths::work_dir().join("images"), name, &bytes)
 }
 
@@ -90,7 +94,7 @@ fn read(path: &Path) -> Result<Vec<u8>, BedError> {
     fs::read(path).map_err(BedError::io("read", path))
 }
 
-fn assemble(busybox: &[u8], workload: &[u8], modules: &[Module]) -> Vec<u8> {
+fn assemble(busybox: &[u8], workload: &[u8], agent: Option<&[u8]>, modules: &[Module]) -> Vec<u8> {
     let mut archive = Archive::new();
     for dir in ["bin", "dev", "proc", "sys", "tmp", "lib", "lib/modules"] {
         archive.dir(dir);
@@ -100,6 +104,9 @@ fn assemble(busybox: &[u8], workload: &[u8], modules: &[Module]) -> Vec<u8> {
     archive.file("init", 0o755, init(modules).as_bytes());
     archive.file("bin/busybox", 0o755, busybox);
     archive.file("bin/workload", 0o755, workload);
+    if let Some(agent) = agent {
+        archive.file("bin/plimsoll-agent", 0o755, agent);
+    }
     for module in modules {
         archive.file(&format!("lib/modules/{}.ko", module.name), 0o644, &module.bytes);
     }
@@ -123,6 +130,12 @@ for word in $($b cat /proc/cmdline); do
 done
 for module in {names}; do
     case $skip in *,$module,*) ;; *) $b insmod /lib/modules/$module.ko ;; esac
+done
+for word in $($b cat /proc/cmdline); do
+    case $word in plimsoll.agent | plimsoll.agent=*)
+        words=${{word#plimsoll.agent}}
+        $b setsid /bin/plimsoll-agent $(echo "${{words#=}}" | $b tr , ' ') </dev/null >/dev/console 2>&1 & ;;
+    esac
 done
 exec /bin/workload serve </dev/console >/dev/console 2>&1
 "#

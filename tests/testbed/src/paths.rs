@@ -43,6 +43,12 @@ pub fn guest_workload() -> PathBuf {
     guest_target_dir().join("x86_64-unknown-linux-gnu/release/plimsoll-workload")
 }
 
+/// Plimsoll's agent, linked statically, where `cargo xtask setup` builds it with the profile `agent`.
+#[must_use]
+pub fn guest_agent() -> PathBuf {
+    guest_target_dir().join("x86_64-unknown-linux-gnu/agent/plimsoll-agent")
+}
+
 /// Finds a program in `PATH` and where administrators' programs lie, which a user's `PATH` may leave out.
 ///
 /// # Errors
