@@ -111,6 +111,10 @@ pub struct Register {
     /// Console log, for `show`.
     #[serde(default)]
     pub console: Option<String>,
+    /// Self-ballooning settings to begin with, by the names and in the words of [`Tunables::set`]; all of them
+    /// or the registration is refused.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tunables: BTreeMap<String, String>,
 }
 
 /// Changes to a VM; what is absent stays.

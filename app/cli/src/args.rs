@@ -1,5 +1,6 @@
 //! What can be typed: one definition of commands, options and their help.
 
+mod tuning;
 mod vm;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use clap::{Args as Group, Parser, Subcommand};
 use plimsoll_model::VmName;
 use plimsoll_units::Bytes;
 
+pub(crate) use self::tuning::{TuningArgs, add_setting};
 pub(crate) use self::vm::{Accel, AdoptArgs, RunArgs, VmmChoice};
 use crate::render::time::parse_duration;
 

@@ -6,6 +6,8 @@ use clap::{Args as Group, ValueEnum};
 use plimsoll_model::VmName;
 use plimsoll_units::Bytes;
 
+use super::TuningArgs;
+
 /// Which VMM runs a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum VmmChoice {
@@ -39,6 +41,7 @@ Examples:\n  \
 plimsoll run --name web --memory 256M --maxmem 1G --vmm uml --initrd web.cpio\n  \
 plimsoll run --name db --memory 512M --kernel vmlinuz --append 'root=/dev/vda1' --disk db.raw\n  \
 plimsoll run --name try --memory 128M --kernel vmlinuz --initrd try.img --foreground\n  \
+plimsoll run --name own --memory 1G --disk own.raw --selfballooning --tune min_usable_mb=96\n  \
 plimsoll run --name net --memory 1G --disk net.raw --qemu-arg -nic --qemu-arg user"
 )]
 pub(crate) struct RunArgs {
@@ -75,6 +78,8 @@ pub(crate) struct RunArgs {
     /// For uml: the host's folder that the guest may mount with hostfs [default: none]
     #[arg(long, value_name = "DIR")]
     pub(crate) hostfs: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tuning: TuningArgs,
     /// Put VMM and keeper into the memory cgroup GROUP/NAME; GROUP must exist
     #[arg(long, value_name = "GROUP")]
     pub(crate) cgroup: Option<String>,
@@ -118,4 +123,6 @@ pub(crate) struct AdoptArgs {
     /// Its share beside others, 1 to 10000 [default: 100]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(crate) weight: Option<u32>,
+    #[command(flatten)]
+    pub(crate) tuning: TuningArgs,
 }

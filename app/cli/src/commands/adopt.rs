@@ -20,6 +20,7 @@ pub(super) async fn run(context: &Context, args: &AdoptArgs) -> anyhow::Result<E
 }
 
 async fn adopt(context: &Context, args: &AdoptArgs) -> anyhow::Result<VmView> {
+    let tunables = args.tuning.settings()?;
     let qmp = std::path::absolute(&args.qmp).context("cannot make the socket's path absolute")?;
     let path = qmp
         .to_str()
@@ -30,6 +31,7 @@ async fn adopt(context: &Context, args: &AdoptArgs) -> anyhow::Result<VmView> {
         sizes: sizes(args, &qmp).await?,
         adopt: true,
         console: None,
+        tunables,
     };
     Ok(context.client.send(Method::POST, "/v1/vms", Some(&register)).await?)
 }

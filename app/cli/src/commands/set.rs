@@ -9,7 +9,7 @@ use plimsoll_model::Tunables;
 use plimsoll_units::Bytes;
 
 use super::Context;
-use crate::args::SetArgs;
+use crate::args::{SetArgs, add_setting};
 use crate::{WrongUse, output, render, suggest};
 
 pub(super) async fn run(context: &Context, args: &SetArgs) -> anyhow::Result<ExitCode> {
@@ -38,11 +38,8 @@ fn patch(changes: &[String]) -> Result<Patch, WrongUse> {
             }
             "weight" => patch.weight.replace(weight(value)?).is_some(),
             _ if Tunables::NAMES.contains(&key) => {
-                // Checked here too, so that nothing is sent that cannot be.
-                Tunables::default()
-                    .set(key, value)
-                    .map_err(|e| WrongUse(format!("cannot set {key}: {e}")))?;
-                patch.tunables.insert(key.to_owned(), value.to_owned()).is_some()
+                add_setting(&mut patch.tunables, key, value)?;
+                false
             }
             _ => return Err(WrongUse(unknown(key))),
         };

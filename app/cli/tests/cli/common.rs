@@ -312,6 +312,9 @@ async fn register(
     let mut view = vm(&name, wanted.endpoint, sizes);
     view.life = if wanted.adopt { Life::Running } else { Life::Starting };
     view.console = wanted.console;
+    for (key, value) in &wanted.tunables {
+        view.tunables.set(key, value).unwrap();
+    }
     lock(&world).vms.insert(name, view.clone());
     Ok((StatusCode::CREATED, Json(view)))
 }

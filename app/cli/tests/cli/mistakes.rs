@@ -153,6 +153,34 @@ fn wrong_keys_of_set_are_told_the_right_one() {
 }
 
 #[test]
+fn start_switches_that_contradict_or_mean_nothing_start_nothing() {
+    let daemon = with_web();
+    for (switches, says) in [
+        (&["--selfballooning", "--noselfballooning"][..], "cannot be used with"),
+        (&["--selfballooning", "--tune", "selfballooning=off"], "selfballooning is set twice"),
+        (&["--noselfshrink", "--tune", "frontswap_selfshrinking=on"], "frontswap_selfshrinking is set twice"),
+        (&["--tune", "selfballoon_interval=0"], "at least 1"),
+        (&["--tune", "selfbaloon_interval=5"], "did you mean selfballoon_interval?"),
+        (&["--tune", "selfballooning"], "write KEY=VALUE"),
+    ] {
+        daemon.run(&run_args(&[&["--memory", "64M"], switches].concat())).refused(2, &[says]);
+        let adopt = ["adopt", "--name", "new", "--qmp", "/no/socket"];
+        daemon.run(&[&adopt[..], switches].concat()).refused(2, &[says]);
+    }
+    unchanged(&daemon);
+}
+
+#[test]
+fn start_switches_arrive() {
+    let daemon = with_web();
+    let switches = ["--selfballooning", "--noselfshrink", "--tune", "selfballoon_interval=2"];
+    daemon.run(&[&["adopt", "--name", "new", "--qmp", "/no/socket"][..], &switches].concat()).answer();
+    let tunables = daemon.world().vms["new"].tunables;
+    assert!(tunables.selfballooning && !tunables.frontswap_selfshrinking);
+    assert_eq!(tunables.selfballoon_interval, 2);
+}
+
+#[test]
 fn times_out_of_range_are_refused() {
     let daemon = with_web();
     daemon.run(&["top", "--interval", "1ms"]).refused(2, &["100ms to 1h"]);

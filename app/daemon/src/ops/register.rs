@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use plimsoll_api::control::Op;
 use plimsoll_api::http::{Endpoint, ProcessRef, Register, VmView};
-use plimsoll_model::{Sizes, VmId, VmName};
+use plimsoll_model::{Sizes, Tunables, VmId, VmName};
 use plimsoll_qmp::QmpError;
 use plimsoll_units::{Bytes, MemTarget};
 
-use super::Refusal;
+use super::{Refusal, change::tuned};
 use crate::{
     api::view,
     clock,
@@ -40,11 +40,12 @@ struct Found {
 impl Daemon {
     /// Registers a VM for `uid`.
     pub(crate) async fn register(self: &Arc<Self>, request: Register, uid: u32) -> Result<VmView, Refusal> {
+        let tunables = tuned(&request.name, Tunables::default(), &request.tunables)?;
         check_form(&request)?;
         self.lock().check_free(&request.name, &request.endpoint)?;
         let found = if request.adopt { Some(find(&request.endpoint, uid).await?) } else { None };
         let sizes = sizes_of(&request, found.as_ref())?;
-        let view = self.change(|inner| self.take_in(inner, request, uid, sizes, found))?;
+        let view = self.change(|inner| self.take_in(inner, request, uid, (sizes, tunables), found))?;
         self.poke.notify_one();
         Ok(view)
     }
@@ -55,7 +56,7 @@ impl Daemon {
         inner: &mut Inner,
         request: Register,
         uid: u32,
-        sizes: Sizes,
+        (sizes, tunables): (Sizes, Tunables),
         found: Option<Found>,
     ) -> Result<VmView, Refusal> {
         inner.check_free(&request.name, &request.endpoint)?;
@@ -78,19 +79,23 @@ impl Daemon {
             .map_err(|e| Refusal::impossible(e.to_string()))?;
         self.forget_namesake(inner, &request.name);
         let id = inner.registry.next_id();
-        let saved = SavedVm::new(id, request.name, request.endpoint, sizes, uid, request.console);
+        let mut saved = SavedVm::new(id, request.name, request.endpoint, sizes, uid, request.console);
+        saved.tunables = tunables;
         let mut vm = Vm::new(saved, overhead, clock::now(), found.is_some());
         if let (Some(found), Some(process)) = (&found, process) {
             vm.peer = Some(found.peer);
             self.learn_process(&mut vm, process);
         }
         self.start_driver(&mut vm, found.map(|f| f.first));
-        let text = format!(
+        let mut text = format!(
             "registered by user {uid}: memory {}, maxmem {}, floor {}",
             sizes.memory(),
             sizes.maxmem(),
             sizes.floor()
         );
+        for (key, value) in &request.tunables {
+            text.push_str(&format!(", {key}={value}"));
+        }
         let name = vm.saved.name.clone();
         inner.registry.insert(vm);
         inner.tell(Some(&name), Kind::Registered, text);

@@ -68,6 +68,38 @@ fn a_vm_from_registration_to_oblivion() {
 }
 
 #[test]
+fn a_vm_may_begin_with_its_settings() {
+    let mut daemon = Daemon::start(CONFIG);
+    let with = |name: &str, tunables: Value| {
+        let mut body = registration(name, &daemon.dir.path().join(name), sizes(256, 512, 128));
+        body["tunables"] = tunables;
+        body
+    };
+    let all =
+        json!({ "selfballooning": "on", "selfballoon_interval": "2", "frontswap_selfshrinking": "off" });
+    let vm = daemon.change("POST", "/v1/vms", &with("a", all));
+    assert!(vm.tunables.selfballooning);
+    assert_eq!(vm.tunables.selfballoon_interval, 2);
+    let registered = daemon.events().events.into_iter().find(|e| e.kind == "registered").unwrap();
+    assert!(registered.text.contains("selfballooning=on"), "{}", registered.text);
+    for (tunables, status, part) in [
+        (json!({ "selfballoon_interval": "0" }), 422, "at least 1"),
+        (json!({ "selfballooning": "on", "colour": "red" }), 422, "no setting"),
+        (json!({ "frontswap_selfshrinking": "on" }), 422, "swap store"),
+        (json!({ "selfballooning": true }), 400, "string"),
+    ] {
+        let message = daemon.refused("POST", "/v1/vms", &with("b", tunables), status);
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    let plain = daemon.change("POST", "/v1/vms", &with("c", json!({})));
+    assert!(plain.tunables.is_default());
+    daemon.process.kill();
+    daemon.start_again();
+    let kept: Vec<_> = daemon.list().vms.iter().map(|vm| vm.tunables).collect();
+    assert_eq!(kept, [vm.tunables, plain.tunables]);
+}
+
+#[test]
 fn what_cannot_be_is_refused_and_changes_nothing() {
     let daemon = Daemon::start(CONFIG);
     let backend = Backend::start(daemon.dir.path(), "a", 512, 100);

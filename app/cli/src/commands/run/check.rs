@@ -1,5 +1,6 @@
 //! Everything about a VM that can be known before it is started. Nothing is changed here.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ pub(super) struct Plan {
     pub(super) machine: Machine,
     /// The memory cgroup that is to be made.
     pub(super) group: Option<group::Group>,
+    /// Settings of self-ballooning, as the API takes them.
+    pub(super) tunables: BTreeMap<String, String>,
 }
 
 /// What runs it.
@@ -63,6 +66,7 @@ pub(super) async fn plan(context: &Context, args: &RunArgs) -> anyhow::Result<Pl
     let maxmem = args.maxmem.unwrap_or(args.memory);
     let sizes =
         Sizes::new(args.memory, maxmem, args.floor, args.weight).map_err(|e| WrongUse(e.to_string()))?;
+    let tunables = args.tuning.settings()?;
     let vmm = decide_vmm(args)?;
     for (what, file) in files(args) {
         readable(what, file)?;
@@ -77,7 +81,7 @@ pub(super) async fn plan(context: &Context, args: &RunArgs) -> anyhow::Result<Pl
             Machine::Qemu(qemu::Qemu::plan(args, accel)?)
         }
     };
-    Ok(Plan { name: args.name.clone(), sizes, dir, machine, group })
+    Ok(Plan { name: args.name.clone(), sizes, dir, machine, group, tunables })
 }
 
 /// The VMM that was chosen or that the kernel calls for, and whether the other options fit it.

@@ -84,6 +84,7 @@ async fn register(context: &Context, plan: &Plan) -> anyhow::Result<()> {
         sizes: Some(plan.sizes),
         adopt: false,
         console: plan.dir.console_log().to_str().map(ToString::to_string),
+        tunables: plan.tunables.clone(),
     };
     let post = || context.client.send::<VmView>(Method::POST, "/v1/vms", Some(&request));
     match post().await {

@@ -4,6 +4,7 @@ pub(crate) mod backend;
 pub(crate) mod client;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -218,6 +219,7 @@ pub(crate) fn registration(name: &str, control: &Path, sizes: Sizes) -> Value {
         sizes: Some(sizes),
         adopt: false,
         console: None,
+        tunables: BTreeMap::new(),
     };
     serde_json::to_value(request).unwrap()
 }
