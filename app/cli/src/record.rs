@@ -109,6 +109,11 @@ impl VmDir {
         self.0.join("qmp.sock")
     }
 
+    /// Where the agent in a QEMU's guest is heard.
+    pub(crate) fn agent_socket(&self) -> PathBuf {
+        self.0.join("agent.sock")
+    }
+
     /// User Mode Linux' own folder.
     pub(crate) fn uml_dir(&self) -> PathBuf {
         self.0.join("uml")

@@ -36,6 +36,8 @@ pub(crate) enum Accel {
     after_help = "The VM is registered first: what does not fit on the host is not started. It runs in a session of its own, \
 with the rights of whoever types this. Its files are in RUN_DIR/run/NAME: console.log (what it says), console.in \
 (a FIFO: what is written there is typed on its console) and its sockets.\n\n\
+A plimsoll-agent in the guest has a line to the host: in QEMU the virtio-serial port org.plimsoll.agent.0, in User Mode \
+Linux the serial line /dev/ttyS0. A guest without one is managed by what its balloon driver tells.\n\n\
 --disk hands plain raw images to the VMM (QEMU: virtio, UML: ubd); Plimsoll does not serve disks itself yet.\n\n\
 Examples:\n  \
 plimsoll run --name web --memory 256M --maxmem 1G --vmm uml --initrd web.cpio\n  \
@@ -78,6 +80,9 @@ pub(crate) struct RunArgs {
     /// For uml: the host's folder that the guest may mount with hostfs [default: none]
     #[arg(long, value_name = "DIR")]
     pub(crate) hostfs: Option<PathBuf>,
+    /// Give the guest no line to the host for plimsoll-agent
+    #[arg(long, conflicts_with = "selfballooning")]
+    pub(crate) no_agent: bool,
     #[command(flatten)]
     pub(crate) tuning: TuningArgs,
     /// Put VMM and keeper into the memory cgroup GROUP/NAME; GROUP must exist
@@ -100,8 +105,11 @@ pub(crate) struct RunArgs {
     after_help = "The QEMU must have a virtio-balloon device (`-device virtio-balloon-pci`) and a free QMP socket (`-qmp \
 unix:PATH,server=on,wait=off`), and must belong to whoever types this, unless that is root.\n\n\
 Without sizes: maxmem is what QEMU says, memory what the guest holds now, floor half of that.\n\n\
+For a plimsoll-agent in the guest: `-device virtio-serial-pci -chardev socket,id=agent,path=PATH,server=on,wait=off \
+-device virtserialport,chardev=agent,name=org.plimsoll.agent.0`.\n\n\
 Examples:\n  \
 plimsoll adopt --name db --qmp /run/db/qmp.sock\n  \
+plimsoll adopt --name db --qmp /run/db/qmp.sock --agent /run/db/agent.sock\n  \
 plimsoll adopt --name db --qmp /run/db/qmp.sock --memory 2G --floor 1G"
 )]
 pub(crate) struct AdoptArgs {
@@ -111,6 +119,9 @@ pub(crate) struct AdoptArgs {
     /// Its QMP socket
     #[arg(long, value_name = "PATH")]
     pub(crate) qmp: PathBuf,
+    /// The socket of the character device behind its virtio-serial port org.plimsoll.agent.0 [default: no agent]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) agent: Option<PathBuf>,
     /// Its baseline [default: what the guest holds now]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) memory: Option<Bytes>,

@@ -21,19 +21,29 @@ pub(super) async fn run(context: &Context, args: &AdoptArgs) -> anyhow::Result<E
 
 async fn adopt(context: &Context, args: &AdoptArgs) -> anyhow::Result<VmView> {
     let tunables = args.tuning.settings()?;
-    let qmp = std::path::absolute(&args.qmp).context("cannot make the socket's path absolute")?;
-    let path = qmp
-        .to_str()
-        .ok_or_else(|| WrongUse(format!("the path {} is not UTF-8, which the API needs", qmp.display())))?;
+    let qmp = absolute(&args.qmp)?;
+    let agent = args.agent.as_deref().map(absolute).transpose()?;
+    let sizes = sizes(args, Path::new(&qmp)).await?;
     let register = Register {
         name: args.name.clone(),
-        endpoint: Endpoint::Qemu { qmp: path.to_string(), agent: None },
-        sizes: sizes(args, &qmp).await?,
+        endpoint: Endpoint::Qemu { qmp, agent },
+        sizes,
         adopt: true,
         console: None,
         tunables,
     };
     Ok(context.client.send(Method::POST, "/v1/vms", Some(&register)).await?)
+}
+
+/// A socket's path as the API takes it.
+fn absolute(path: &Path) -> anyhow::Result<String> {
+    let path = std::path::absolute(path).context("cannot make the socket's path absolute")?;
+    match path.to_str() {
+        Some(text) => Ok(text.to_string()),
+        None => {
+            Err(WrongUse(format!("the path {} is not UTF-8, which the API needs", path.display())).into())
+        }
+    }
 }
 
 /// The sizes to register with: all that were given, QEMU asked for the others; `None` if none was given,

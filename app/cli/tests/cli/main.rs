@@ -4,6 +4,7 @@
 //! real guests.
 #![expect(clippy::unwrap_used, reason = "these are tests: what fails must fail them")]
 
+mod agents;
 mod answers;
 mod common;
 mod mistakes;

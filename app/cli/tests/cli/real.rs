@@ -23,7 +23,7 @@ fn images(vmm: &str) -> Result<Image, BedError> {
 }
 
 /// A daemon of its own in a folder of its own; everything that is started carries the mark.
-struct Bed {
+pub(crate) struct Bed {
     bins: Bins,
     image: Image,
     dir: ShmDir,
@@ -31,7 +31,7 @@ struct Bed {
 }
 
 impl Bed {
-    fn start(test: &str, vmm: &str) -> Option<Self> {
+    pub(crate) fn start(test: &str, vmm: &str) -> Option<Self> {
         let bins = unless_available(test, bins(Prefer::Same))?;
         let image = unless_available(test, images(vmm))?;
         let bed =
@@ -59,17 +59,17 @@ impl Bed {
         command
     }
 
-    fn run(&self, args: &[&str]) -> Told {
+    pub(crate) fn run(&self, args: &[&str]) -> Told {
         Told::of(self.command(args).output().unwrap())
     }
 
-    fn run_web(&self, more: &[&str]) -> Told {
+    pub(crate) fn run_web(&self, more: &[&str]) -> Told {
         let (kernel, initrd) = (self.image.kernel.to_str().unwrap(), self.image.initrd.to_str().unwrap());
         let args = ["run", "--name", "web", "--memory", "96M", "--maxmem", "192M", "--kernel", kernel];
         self.run(&[&args[..], &["--initrd", initrd], more].concat())
     }
 
-    fn web(&self) -> VmView {
+    pub(crate) fn web(&self) -> VmView {
         let list: ListView = serde_json::from_str(self.run(&["list", "--json"]).answer()).unwrap();
         list.vms.into_iter().find(|vm| vm.name.as_str() == "web").unwrap()
     }
@@ -83,13 +83,13 @@ impl Bed {
         .unwrap()
     }
 
-    fn vm_dir(&self) -> PathBuf {
+    pub(crate) fn vm_dir(&self) -> PathBuf {
         self.dir.path().join("run/web")
     }
 
     /// Nothing of the VM is left: no folder, no process but the daemon.
     #[track_caller]
-    fn only_the_daemon_is_left(&self) {
+    pub(crate) fn only_the_daemon_is_left(&self) {
         assert!(!self.vm_dir().exists());
         let left: Vec<String> =
             leftovers(self.mark.mark()).into_iter().filter(|left| !left.contains("plimsolld")).collect();

@@ -1,7 +1,6 @@
 //! The line from the agent in a guest, through a keeper that never reads it to back ends that come and go.
 
 use std::io::{ErrorKind, Write};
-use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 

@@ -13,6 +13,7 @@ mod check;
 mod follow;
 mod group;
 mod kvm;
+mod line;
 mod qemu;
 mod start;
 mod uml;
@@ -104,7 +105,10 @@ fn endpoint(plan: &Plan) -> anyhow::Result<Endpoint> {
         None => bail!("the path {} is not UTF-8, which the API needs", path.display()),
     };
     Ok(match &plan.machine {
-        Machine::Qemu(_) => Endpoint::Qemu { qmp: text(plan.dir.qmp_socket())?, agent: None },
+        Machine::Qemu(qemu) => {
+            let agent = qemu.has_agent_port().then(|| text(plan.dir.agent_socket())).transpose()?;
+            Endpoint::Qemu { qmp: text(plan.dir.qmp_socket())?, agent }
+        }
         Machine::Uml(_) => Endpoint::Uml { control: text(plan.dir.control_socket())? },
     })
 }

@@ -4,12 +4,14 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use plimsoll_agent_proto::PORT_NAME;
 use plimsoll_model::{Sizes, VmName};
 
 use super::check::{absolute, foreign_program};
 use super::kvm::Acceleration;
 use super::start::Launch;
 use crate::args::RunArgs;
+use crate::output;
 use crate::record::VmDir;
 
 /// QEMU's program.
@@ -24,12 +26,20 @@ pub(super) struct Qemu {
     initrd: Option<PathBuf>,
     append: Option<String>,
     disks: Vec<PathBuf>,
+    /// The guest gets a port for its agent.
+    agent: bool,
     extra: Vec<String>,
 }
 
 impl Qemu {
     /// What was typed, with absolute paths.
     pub(super) fn plan(args: &RunArgs, accel: Acceleration) -> anyhow::Result<Self> {
+        let own_port = args.qemu_arg.iter().any(|arg| arg.contains(PORT_NAME));
+        if own_port && !args.no_agent {
+            output::note(&format!(
+                "--qemu-arg has a port {PORT_NAME} already: it stays as it is, and no agent is listened to"
+            ));
+        }
         let path = |file: &Option<PathBuf>| file.as_deref().map(absolute).transpose();
         Ok(Self {
             program: foreign_program(PROGRAM, "qemu-system-x86")?,
@@ -38,8 +48,14 @@ impl Qemu {
             initrd: path(&args.initrd)?,
             append: args.append.clone(),
             disks: args.disk.iter().map(|disk| absolute(disk)).collect::<Result<_, _>>()?,
+            agent: !args.no_agent && !own_port,
             extra: args.qemu_arg.clone(),
         })
+    }
+
+    /// Whether the agent in the guest has a port, which is heard at [`VmDir::agent_socket`].
+    pub(super) fn has_agent_port(&self) -> bool {
+        self.agent
     }
 
     /// The command line. Memory is a shared memfd, so that the host can count and punch it from outside;
@@ -64,6 +80,13 @@ impl Qemu {
         // Ctrl-C in the guest's console is the guest's.
         put("-chardev", "stdio,id=plimsoll-console,signal=off".into());
         put("-serial", "chardev:plimsoll-console".into());
+        if self.agent {
+            let socket = dir.agent_socket();
+            put("-device", "virtio-serial-pci,id=plimsoll-serial".into());
+            put("-chardev", with_path("socket,id=plimsoll-agent,server=on,wait=off,path=", &socket, ""));
+            let at = "virtserialport,bus=plimsoll-serial.0,chardev=plimsoll-agent";
+            put("-device", format!("{at},name={PORT_NAME}").into());
+        }
         if let Some(kernel) = &self.kernel {
             put("-kernel", kernel.into());
             put("-append", self.command_line().into());
@@ -117,6 +140,7 @@ mod test {
             initrd: None,
             append: append.map(ToString::to_string),
             disks: vec![PathBuf::from("/a,b.img")],
+            agent: true,
             extra: vec!["-smp".to_string(), "2".to_string()],
         }
     }
@@ -128,6 +152,8 @@ mod test {
         let args = qemu(None).launch(&"web".parse().unwrap(), sizes, &dir).args;
         let text: Vec<&str> = args.iter().map(|a| a.to_str().unwrap()).collect();
         assert!(text.contains(&"unix:/run/x,,server=off/qmp.sock,server=on,wait=off"), "{text:?}");
+        let chardev = "socket,id=plimsoll-agent,server=on,wait=off,path=/run/x,,server=off/agent.sock";
+        assert!(text.contains(&chardev), "{text:?}");
         assert!(text.contains(&"if=virtio,format=raw,file=/a,,b.img"), "{text:?}");
         assert!(text.contains(&"memory-backend-memfd,id=plimsoll-ram,share=on,size=268435456"), "{text:?}");
         assert_eq!(text[text.len() - 2..], ["-smp", "2"]);

@@ -13,6 +13,7 @@ use plimsoll_api::http::ProcessRef;
 use rustix::process::Signal;
 
 use super::check::{Machine, Plan};
+use super::line::{Line, inheriting};
 use crate::commands::Context;
 use crate::output;
 use crate::process::{self, Handle};
@@ -76,7 +77,8 @@ impl Started {
         if let Machine::Uml(uml) = &plan.machine {
             let log = plan.dir.append(&plan.dir.keeper_log())?;
             let keeper = uml.keeper(&plan.name, plan.sizes, &plan.dir);
-            self.keeper = Some(spawn(&keeper, Stdio::null(), log, &join)?);
+            let stdin = uml.line().map_or_else(|| Ok(Stdio::null()), Line::host)?;
+            self.keeper = Some(spawn(&keeper, stdin, log, &join)?);
             detached(&mut self.keeper, "keeper").await?;
             record.keeper = self.keeper();
             plan.dir.write(&record)?;
@@ -84,7 +86,11 @@ impl Started {
         }
         let log = plan.dir.append(&plan.dir.console_log())?;
         let stdin = plan.dir.open_console_in()?.into();
-        self.vmm = Some(spawn(&launch, stdin, log, &join)?);
+        let line = match &plan.machine {
+            Machine::Uml(uml) => uml.line().map(Line::guest),
+            Machine::Qemu(_) => None,
+        };
+        self.vmm = Some(inheriting(line, || spawn(&launch, stdin, log, &join))?);
         detached(&mut self.vmm, "VMM").await?;
         record.vmm = self.vmm();
         plan.dir.write(&record)

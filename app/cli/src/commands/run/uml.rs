@@ -10,11 +10,12 @@ use plimsoll_units::MemTarget;
 use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 
 use super::check::{absolute, foreign_program};
+use super::line::Line;
 use super::start::Launch;
-use crate::WrongUse;
 use crate::args::RunArgs;
 use crate::commands::daemon::find_program;
 use crate::record::{UMID, VmDir};
+use crate::{WrongUse, output};
 
 /// `f_type` of a tmpfs (TMPFS_MAGIC, include/uapi/linux/magic.h).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -25,6 +26,8 @@ pub(super) struct Uml {
     guest: Invocation,
     keeper: PathBuf,
     backend: PathBuf,
+    /// From its agent to the keeper.
+    line: Option<Line>,
 }
 
 impl Uml {
@@ -46,6 +49,9 @@ impl Uml {
                 root.canonicalize().with_context(|| format!("cannot use --hostfs {}", root.display()))?,
             ),
         };
+        let line = line(args)?;
+        let own_words = args.append.iter().cloned();
+        let words: Vec<String> = own_words.chain(line.as_ref().map(Line::word)).collect();
         let guest = UmlCommand {
             binary,
             initrd: args.initrd.as_deref().map(absolute).transpose()?,
@@ -54,14 +60,20 @@ impl Uml {
             disks: args.disk.iter().map(|disk| absolute(disk)).collect::<Result<_, _>>()?,
             console: Console::InputOutput,
             host_files,
-            append: args.append.clone().unwrap_or_default(),
+            append: words.join(" "),
             ..UmlCommand::new(sizes.maxmem(), UMID, dir.uml_dir())
         };
         Ok(Self {
             guest: guest.build().map_err(|e| WrongUse(e.to_string()))?,
             keeper: find_program("plimsoll-keeper")?,
             backend: find_program("plimsoll-backend")?,
+            line,
         })
+    }
+
+    /// The line from its agent.
+    pub(super) fn line(&self) -> Option<&Line> {
+        self.line.as_ref()
     }
 
     /// The keeper's command line.
@@ -78,6 +90,9 @@ impl Uml {
             pairs.into_iter().flat_map(|(option, value)| [option.into(), value]).collect();
         // Helper processes of a User Mode Linux that was killed have its memory mapped until `stop` finds them.
         args.push("--memory-ends-with-vmm".into());
+        if self.line.is_some() {
+            args.push("--agent-line".into());
+        }
         Launch { program: self.keeper.clone(), args, env: Vec::new() }
     }
 
@@ -86,6 +101,20 @@ impl Uml {
         let Invocation { program, args, env } = self.guest.clone();
         Launch { program, args, env }
     }
+}
+
+/// The line from the agent, unless it is not wanted or the words for the guest's kernel say where that goes.
+fn line(args: &RunArgs) -> anyhow::Result<Option<Line>> {
+    if args.no_agent {
+        return Ok(None);
+    }
+    if Line::is_set_in(args.append.as_deref().unwrap_or_default()) {
+        output::note(
+            "--append says where the guest's first serial line goes: it stays so, and no agent is listened to",
+        );
+        return Ok(None);
+    }
+    Line::new().map(Some)
 }
 
 /// A tmpfs in which the guest's memory can lie, so that a page given back is free memory: the caller's TMPDIR,
@@ -122,13 +151,14 @@ mod test {
             guest: UmlCommand::new(Bytes::mib(256), UMID, "/run/plimsoll/run/web/uml").build().unwrap(),
             keeper: PathBuf::from("/usr/bin/plimsoll-keeper"),
             backend: PathBuf::from("/usr/bin/plimsoll-backend"),
+            line: Some(Line::new().unwrap()),
         };
         let sizes = Sizes::new(Bytes::mib(64), Bytes::mib(256), None, None).unwrap();
         let dir = VmDir::new(PathBuf::from("/run/plimsoll/run/web"));
         let keeper = uml.keeper(&"web".parse().unwrap(), sizes, &dir);
         let words: Vec<&str> = keeper.args.iter().map(|a| a.to_str().unwrap()).collect();
         let expected = "--name web --dir /run/plimsoll/run/web --backend /usr/bin/plimsoll-backend \
-            --maxmem 268435456 --initial-balloon 49152 --memory-ends-with-vmm";
+            --maxmem 268435456 --initial-balloon 49152 --memory-ends-with-vmm --agent-line";
         assert_eq!(words.join(" "), expected);
     }
 
