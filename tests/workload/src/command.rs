@@ -36,6 +36,8 @@ pub(crate) enum Step {
 pub(crate) enum Work {
     /// `fill SIZE [SEED]`: takes memory and writes a pattern into every page of it.
     Fill(Bytes, u64),
+    /// `grab SIZE [SEED]`: like `fill`, but in one piece: promised all of it before the first page is written.
+    Grab(Bytes, u64),
     /// `verify`: checks every byte of every held page.
     Verify,
     /// `touch SECONDS [PAGES_PER_SECOND]`: reads, checks and half the time rewrites pages picked at random.
@@ -159,6 +161,7 @@ impl Work {
     pub(crate) fn text(&self) -> String {
         match self {
             Self::Fill(size, seed) => format!("fill {} {seed}", size.0),
+            Self::Grab(size, seed) => format!("grab {} {seed}", size.0),
             Self::Verify => "verify".into(),
             Self::Touch(time, None) => format!("touch {}", time.as_secs_f64()),
             Self::Touch(time, Some(rate)) => format!("touch {} {rate}", time.as_secs_f64()),
@@ -208,6 +211,7 @@ impl<'a> Words<'a> {
     fn work(&mut self, word: &str) -> Result<Option<Work>, ParseCommandError> {
         Ok(Some(match word {
             "fill" => Work::Fill(self.named("fill").size()?, self.optional_number()?.unwrap_or(1)),
+            "grab" => Work::Grab(self.named("grab").size()?, self.optional_number()?.unwrap_or(1)),
             "verify" => Work::Verify,
             "touch" => Work::Touch(self.named("touch").seconds()?, self.optional_number()?),
             "free" if self.rest.is_empty() => Work::Free(None),
@@ -328,6 +332,7 @@ mod test {
         prop_oneof![
             Just(Step::Ask(Ask::Ping)),
             Just(Step::Work(Work::Verify)),
+            (any::<u64>(), any::<u64>()).prop_map(|(size, seed)| Step::Work(Work::Grab(Bytes(size), seed))),
             (any::<u64>(), any::<u64>()).prop_map(|(size, seed)| Step::Work(Work::Fill(Bytes(size), seed))),
             (time.clone(), any::<Option<u64>>()).prop_map(|(time, rate)| Step::Work(Work::Touch(time, rate))),
             any::<Option<u64>>().prop_map(|size| Step::Work(Work::Free(size.map(Bytes)))),

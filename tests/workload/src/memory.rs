@@ -1,5 +1,7 @@
 //! The memory a guest's workload holds, page by page.
 
+mod grab;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -217,7 +219,7 @@ impl Held {
     fn touch_one(&mut self, verdict: &mut Verdict) {
         self.random = self.random.wrapping_add(1);
         let random = pattern::mix(self.random);
-        // A chunk and a page in it are picked with equal chance; only the last chunk of a fill can be shorter.
+        // A chunk and a page in it are picked with equal chance; of a fill only the last chunk can be shorter.
         let n_chunks = to_u64(self.chunks.len());
         let Some(chunk) = usize::try_from(random % n_chunks).ok().and_then(|at| self.chunks.get_mut(at))
         else {

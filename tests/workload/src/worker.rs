@@ -66,6 +66,7 @@ fn carry_out(work: &Work, held: &mut Held, stop: &AtomicBool) -> std::io::Result
     Ok(match work {
         Work::Fill(size, seed) => fill_words(&held.fill(*size, *seed, Residence::Free, &mut job)?, held),
         Work::Lock(size) => fill_words(&held.fill(*size, 1, Residence::Locked, &mut job)?, held),
+        Work::Grab(size, seed) => fill_words(&held.grab(*size, *seed, &mut job)?, held),
         Work::Verify => verdict_words(&held.verify(&mut job), held),
         Work::Touch(time, rate) => verdict_words(&held.touch(*time, *rate, &mut job), held),
         Work::Free(size) => {
