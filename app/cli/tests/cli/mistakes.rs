@@ -181,6 +181,17 @@ fn start_switches_arrive() {
 }
 
 #[test]
+fn an_adopted_agent_is_named_by_its_whole_path() {
+    let daemon = with_web();
+    let adopt = ["adopt", "--name", "new", "--qmp", "/no/socket", "--agent"];
+    daemon.run(&[&adopt[..], &["some/agent.sock"]].concat()).answer();
+    let endpoint = daemon.world().vms["new"].endpoint.clone();
+    let socket = endpoint.agent_socket().unwrap();
+    assert!(socket.starts_with('/') && socket.ends_with("/some/agent.sock"), "{socket}");
+    daemon.run(&adopt).refused(2, &["--agent"]);
+}
+
+#[test]
 fn times_out_of_range_are_refused() {
     let daemon = with_web();
     daemon.run(&["top", "--interval", "1ms"]).refused(2, &["100ms to 1h"]);
