@@ -3,51 +3,28 @@
 //! Peers are root or this process's own user, hence no enemies; they may still be slow, verbose or broken.
 //! There are at most 8, the longest idle one gives way to a new one; a line is at most 64 KiB; nothing is read from a peer
 //! that does not take its answers. An answer may have to wait for something to happen, at most
-//! [`AWAIT_AGENT_MS`]; nothing is read from that peer meanwhile.
+//! [`AWAIT_AGENT_MS`](plimsoll_api::control::AWAIT_AGENT_MS); nothing is read from that peer meanwhile.
+
+mod connection;
+mod request;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use plimsoll_api::control::{AWAIT_AGENT_MS, ErrorKind, MAX_LINE, Op, Reply, Request, VERSION};
-use plimsoll_shm::ShmError;
+use plimsoll_api::control::{Op, Reply};
 use rustix::event::PollFlags;
 use rustix::net::SocketFlags;
-use serde_json::Value;
+
+use self::connection::Connection;
 
 /// The most connections at a time.
 const MAX_CONNECTIONS: usize = 8;
-
-/// How long a peer may take for the rest of a line, or to take its answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long an answer may wait for something to happen.
-const WAIT: Duration = Duration::from_millis(AWAIT_AGENT_MS);
 
 /// The listener and its connections.
 pub(crate) struct Control {
     listener: OwnedFd,
     connections: Vec<Connection>,
     next: u64,
-}
-
-/// One peer.
-struct Connection {
-    id: u64,
-    socket: OwnedFd,
-    input: Vec<u8>,
-    output: Vec<u8>,
-    /// When something last came or went.
-    moved: Instant,
-    /// It is to be closed once its answer is out.
-    ending: bool,
-    /// What it asked for has not happened yet.
-    waiting: Option<Waiting>,
-}
-
-/// A request whose answer waits for something to happen.
-struct Waiting {
-    request: Request,
-    until: Instant,
 }
 
 impl Control {
@@ -62,14 +39,12 @@ impl Control {
 
     /// The connections: number, socket, and what to wait for on it.
     pub(crate) fn connections(&self) -> impl Iterator<Item = (u64, BorrowedFd<'_>, PollFlags)> {
-        self.connections.iter().map(|c| (c.id, c.socket.as_fd(), c.interest()))
+        self.connections.iter().map(|c| (c.id, c.socket(), c.interest()))
     }
 
     /// The earliest moment at which a peer's patience ends, or an answer is due whatever has happened.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let owing = self.connections.iter().filter(|c| c.owes()).map(|c| c.moved + PATIENCE);
-        let waiting = self.connections.iter().filter_map(|c| Some(c.waiting.as_ref()?.until));
-        owing.chain(waiting).min()
+        self.connections.iter().filter_map(Connection::deadline).min()
     }
 
     /// Takes one new connection, if there is one.
@@ -94,15 +69,7 @@ impl Control {
             }
         }
         self.next = self.next.saturating_add(1);
-        self.connections.push(Connection {
-            id: self.next,
-            socket,
-            input: Vec::new(),
-            output: Vec::new(),
-            moved: now,
-            ending: false,
-            waiting: None,
-        });
+        self.connections.push(Connection::new(self.next, socket, now));
     }
 
     /// A connection is ready: reads, answers by `carry_out`, writes. `carry_out` may have no answer yet to an
@@ -123,202 +90,20 @@ impl Control {
 
     /// Closes the connections whose peers have kept others waiting for too long.
     pub(crate) fn expire(&mut self, now: Instant) {
-        self.connections.retain(|c| !c.owes() || now.duration_since(c.moved) < PATIENCE);
+        self.connections.retain(|c| !c.is_too_slow(now));
     }
-}
-
-impl Connection {
-    /// Whether the peer has something under way: half a line, or an answer it has not taken.
-    fn owes(&self) -> bool {
-        !self.input.is_empty() || !self.output.is_empty()
-    }
-
-    /// What to wait for on its socket. That the peer has hung up is told in any case.
-    fn interest(&self) -> PollFlags {
-        if !self.output.is_empty() {
-            PollFlags::OUT
-        } else if self.waiting.is_some() {
-            PollFlags::empty()
-        } else {
-            PollFlags::IN
-        }
-    }
-
-    /// False when it is over.
-    fn ready(&mut self, now: Instant, carry_out: impl FnMut(u64, Op) -> Option<Reply>) -> bool {
-        if self.waiting.is_some() {
-            // Nothing is waited for then but the peer's end.
-            return false;
-        }
-        self.moved = now;
-        if !self.output.is_empty() && !self.flush() {
-            return false;
-        }
-        if self.output.is_empty() && !self.ending && !self.fill() {
-            return false;
-        }
-        self.go_on(now, carry_out)
-    }
-
-    /// False when it is over.
-    fn wake(&mut self, now: Instant, mut carry_out: impl FnMut(u64, Op) -> Option<Reply>) -> bool {
-        let Some(waiting) = &self.waiting else { return true };
-        let Request { id, op, .. } = waiting.request;
-        let reply = match carry_out(id, op) {
-            None if now < waiting.until => return true,
-            None => carry_out(id, Op::Status),
-            reply => reply,
-        };
-        self.waiting = None;
-        self.moved = now;
-        // Lines may have come with the one that had to wait.
-        reply.is_none_or(|reply| self.say(&reply)) && self.go_on(now, carry_out)
-    }
-
-    /// Answers the lines that are there. False when it is over.
-    fn go_on(&mut self, now: Instant, mut carry_out: impl FnMut(u64, Op) -> Option<Reply>) -> bool {
-        while self.output.is_empty() && !self.ending && self.waiting.is_none() {
-            let Some(line) = self.line() else { break };
-            let request = line.map(|line| parse(&line));
-            let reply = match request {
-                Ok(Ok(request)) => match carry_out(request.id, request.op) {
-                    Some(reply) => reply,
-                    None => {
-                        self.waiting = Some(Waiting { request, until: now + WAIT });
-                        return true;
-                    }
-                },
-                Ok(Err(reply)) => reply,
-                Err(reply) => {
-                    self.ending = true;
-                    reply
-                }
-            };
-            if !self.say(&reply) {
-                return false;
-            }
-        }
-        !(self.ending && self.output.is_empty())
-    }
-
-    /// False when it is over.
-    fn say(&mut self, reply: &Reply) -> bool {
-        self.output = text(reply);
-        self.flush()
-    }
-
-    fn fill(&mut self) -> bool {
-        let mut buffer = [0; 4096];
-        match plimsoll_shm::receive(&self.socket, &mut buffer) {
-            Ok(received) if received.bytes == 0 => false,
-            Ok(received) => {
-                self.input.extend(buffer.iter().take(received.bytes));
-                true
-            }
-            Err(ShmError::WouldBlock) => true,
-            Err(_) => false,
-        }
-    }
-
-    fn flush(&mut self) -> bool {
-        while !self.output.is_empty() {
-            match plimsoll_shm::send(&self.socket, &self.output, &[]) {
-                Ok(sent) => drop(self.output.drain(..sent.min(self.output.len()))),
-                Err(ShmError::WouldBlock) => return true,
-                Err(_) => return false,
-            }
-        }
-        true
-    }
-
-    /// Takes the next whole line, or says that there will never be one.
-    fn line(&mut self) -> Option<Result<Vec<u8>, Reply>> {
-        match self.input.iter().position(|byte| *byte == b'\n') {
-            Some(end) if end < MAX_LINE => {
-                let mut line: Vec<u8> = self.input.drain(..=end).collect();
-                line.pop();
-                Some(Ok(line))
-            }
-            None if self.input.len() < MAX_LINE => None,
-            Some(_) | None => {
-                let message = format!("a line has at most {MAX_LINE} bytes; this connection is closed");
-                Some(Err(Reply::error(0, ErrorKind::BadRequest, message)))
-            }
-        }
-    }
-}
-
-fn text(reply: &Reply) -> Vec<u8> {
-    // A reply is made of numbers and strings; there is nothing in it that JSON cannot say.
-    let mut text = serde_json::to_vec(reply).unwrap_or_default();
-    text.push(b'\n');
-    text
-}
-
-/// The operations of this version.
-const OPS: [&str; 4] = ["status", "set_balloon", "stats_interval", "await_agent"];
-
-fn parse(line: &[u8]) -> Result<Request, Reply> {
-    let bad = |id, message: String| Reply::error(id, ErrorKind::BadRequest, message);
-    let value: Value =
-        serde_json::from_slice(line).map_err(|error| bad(0, format!("the line is not JSON: {error}")))?;
-    let id = value.get("id").and_then(Value::as_u64).unwrap_or(0);
-    let version = value.get("v");
-    if version.and_then(Value::as_u64) != Some(u64::from(VERSION)) {
-        let message = format!("this back end speaks version {VERSION}: send \"v\":{VERSION}");
-        return Err(Reply::error(id, ErrorKind::BadVersion, message));
-    }
-    match value.get("op").and_then(Value::as_str) {
-        None => return Err(bad(id, "there is no \"op\"".to_owned())),
-        Some(op) if !OPS.contains(&op) => {
-            let message = format!("`{op}` is none of {}", OPS.join(", "));
-            return Err(Reply::error(id, ErrorKind::UnknownOp, message));
-        }
-        Some(_) => {}
-    }
-    serde_json::from_value(value).map_err(|error| bad(id, format!("the request is incomplete: {error}")))
 }
 
 #[cfg(test)]
 mod test {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::os::unix::net::{UnixListener, UnixStream};
+    use std::time::Duration;
 
     use plimsoll_api::control::{Outcome, Status};
-    use proptest::prelude::*;
 
+    use super::connection::{PATIENCE, WAIT};
     use super::*;
-
-    fn kind(line: &[u8]) -> Option<ErrorKind> {
-        let Err(reply) = parse(line) else { return None };
-        let Outcome::Error(error) = reply.result else { panic!("{reply:?} is no refusal") };
-        Some(error.kind)
-    }
-
-    #[test]
-    fn refusals_say_what_was_wrong() {
-        assert_eq!(kind(br#"{"v":1,"id":7,"op":"status"}"#), None);
-        assert_eq!(kind(br#"{"v":1,"id":7,"op":"set_balloon","pages":5}"#), None);
-        assert_eq!(kind(br#"{"v":1,"id":7,"op":"await_agent","after":5}"#), None);
-        assert_eq!(kind(br#"{"v":1,"id":7,"op":"await_agent"}"#), Some(ErrorKind::BadRequest));
-        assert_eq!(kind(b"GET / HTTP/1.1"), Some(ErrorKind::BadRequest));
-        assert_eq!(kind(b""), Some(ErrorKind::BadRequest));
-        assert_eq!(kind(b"[1,2]"), Some(ErrorKind::BadVersion));
-        assert_eq!(kind(br#"{"v":2,"id":7,"op":"status"}"#), Some(ErrorKind::BadVersion));
-        assert_eq!(kind(br#"{"v":1,"id":7,"op":"explode"}"#), Some(ErrorKind::UnknownOp));
-        assert_eq!(kind(br#"{"v":1,"id":7}"#), Some(ErrorKind::BadRequest));
-        assert_eq!(kind(br#"{"v":1,"id":7,"op":"set_balloon"}"#), Some(ErrorKind::BadRequest));
-        assert_eq!(kind(br#"{"v":1,"id":7,"op":"set_balloon","pages":-1}"#), Some(ErrorKind::BadRequest));
-        assert_eq!(kind(br#"{"v":1,"id":-7,"op":"status"}"#), Some(ErrorKind::BadRequest));
-        assert_eq!(kind("[".repeat(50_000).as_bytes()), Some(ErrorKind::BadRequest));
-    }
-
-    proptest! {
-        #[test]
-        fn no_line_makes_it_panic(line in prop::collection::vec(any::<u8>(), 0..200)) {
-            kind(&line);
-        }
-    }
 
     fn control() -> (Control, std::path::PathBuf) {
         let name = format!("plimsoll-test-control-{}-{:?}", std::process::id(), std::thread::current().id());

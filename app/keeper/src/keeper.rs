@@ -13,7 +13,7 @@ use plimsoll_vhost_user::Throttle;
 use plimsoll_vhost_user::handover::Handover;
 use plimsoll_vhost_user::layout::Layout;
 use plimsoll_vhost_user::wire::Region;
-use rustix::net::{SocketFlags, SocketType};
+use rustix::net::SocketFlags;
 
 use crate::args::Args;
 use crate::back::{Back, Deaths, Next};
@@ -22,7 +22,7 @@ use crate::events::Event;
 use crate::front::{End, Front};
 use crate::leavings;
 use crate::link::Useless;
-use crate::sockets::{Folder, Socket};
+use crate::sockets::{self, Folder, Socket};
 
 /// How much longer than the guest's memory its backing files may be: the ledger counts from a file's beginning. User Mode
 /// Linux puts its memory behind a gap as wide as its heap lies away from its program, which on x86-64 is random up
@@ -102,7 +102,7 @@ impl Keeper {
             });
         }
         let control = Some(Socket::listen(&folder, CONTROL)?);
-        let line = if args.agent_line { Some(agent_line()?) } else { None };
+        let line = if args.agent_line { Some(sockets::agent_line()?) } else { None };
         let now = Instant::now();
         Ok(Self {
             deaths: Deaths::new(args.give_up_after),
@@ -118,7 +118,7 @@ impl Keeper {
             slots,
             back: BackEnd::Due(now),
             vmm: None,
-            signals: signals()?,
+            signals: sockets::signals()?,
             log: Throttle::default(),
         })
     }
@@ -393,26 +393,4 @@ impl Keeper {
         }
         Ok(())
     }
-}
-
-/// Takes the agent's line from standard input.
-fn agent_line() -> anyhow::Result<OwnedFd> {
-    let line = std::io::stdin().as_fd().try_clone_to_owned().context("cannot take standard input over")?;
-    match rustix::net::sockopt::socket_type(&line) {
-        Ok(SocketType::STREAM) => Ok(line),
-        Ok(_) | Err(_) => {
-            bail!("--agent-line: standard input is not a stream socket; `plimsoll run` makes one")
-        }
-    }
-}
-
-/// A socket that becomes readable on SIGTERM and SIGINT.
-fn signals() -> anyhow::Result<UnixStream> {
-    let (reader, writer) = UnixStream::pair().context("cannot make a socket pair")?;
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        let writer = writer.try_clone().context("cannot copy a socket")?;
-        signal_hook::low_level::pipe::register(signal, writer)
-            .with_context(|| format!("cannot listen to signal {signal}"))?;
-    }
-    Ok(reader)
 }

@@ -1,14 +1,15 @@
-//! The sockets in the VM's folder.
+//! The sockets in the VM's folder, and those that come from elsewhere.
 
 use std::fs::{DirBuilder, File};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
+use rustix::net::SocketType;
 
 /// A listening socket at a path of its own, which is removed with it.
 #[derive(Debug)]
@@ -75,4 +76,26 @@ impl Folder {
             Err(errno) => Err(errno).with_context(|| format!("cannot lock the folder {}", path.display())),
         }
     }
+}
+
+/// Takes the agent's line from standard input.
+pub(crate) fn agent_line() -> anyhow::Result<OwnedFd> {
+    let line = std::io::stdin().as_fd().try_clone_to_owned().context("cannot take standard input over")?;
+    match rustix::net::sockopt::socket_type(&line) {
+        Ok(SocketType::STREAM) => Ok(line),
+        Ok(_) | Err(_) => {
+            bail!("--agent-line: standard input is not a stream socket; `plimsoll run` makes one")
+        }
+    }
+}
+
+/// A socket that becomes readable on SIGTERM and SIGINT.
+pub(crate) fn signals() -> anyhow::Result<UnixStream> {
+    let (reader, writer) = UnixStream::pair().context("cannot make a socket pair")?;
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        let writer = writer.try_clone().context("cannot copy a socket")?;
+        signal_hook::low_level::pipe::register(signal, writer)
+            .with_context(|| format!("cannot listen to signal {signal}"))?;
+    }
+    Ok(reader)
 }
