@@ -30,6 +30,8 @@ host-stall = \"100%\"
 
 /// Where the memory of User Mode Linux guests lies, in the bed's folder.
 const RAM: &str = "ram";
+/// Where the journal lies, in the bed's folder.
+const JOURNAL: &str = "journal";
 /// How much of a log is shown when a test fails.
 const SHOWN_LINES: usize = 40;
 
@@ -54,14 +56,29 @@ impl Bed {
     #[must_use]
     #[track_caller]
     pub fn new(test: &str, config: &str) -> Option<Self> {
+        Self::make(test, |_| config.to_owned())
+    }
+
+    #[track_caller]
+    fn make(test: &str, config: impl FnOnce(&Path) -> String) -> Option<Self> {
         let bins = unless_available(test, bins(Prefer::Same))?;
         let dir = ShmDir::create("e2e").expect("a directory in memory can be made");
         let mark = Marked::new("e2e").expect("a guardian can be started");
-        fs::write(dir.path().join("plimsoll.toml"), config).expect("a file can be written there");
+        fs::write(dir.path().join("plimsoll.toml"), config(dir.path())).expect("a file can be written there");
         fs::create_dir(dir.path().join(RAM)).expect("a directory can be made there");
         let bed = Self { test: test.to_owned(), bins, daemon: RefCell::new(None), mark, dir };
         bed.start_daemon();
         Some(bed)
+    }
+
+    /// The same, and the daemon keeps a journal, see [`Bed::ticks`].
+    ///
+    /// # Panics
+    /// When the daemon does not come up.
+    #[must_use]
+    #[track_caller]
+    pub fn journaled(test: &str, config: &str) -> Option<Self> {
+        Self::make(test, |dir| format!("{config}\n[journal]\ndir = \"{}\"\n", dir.join(JOURNAL).display()))
     }
 
     /// The test's name, for [`unless_available`].
@@ -86,6 +103,12 @@ impl Bed {
     #[must_use]
     pub fn ram(&self) -> PathBuf {
         self.dir.path().join(RAM)
+    }
+
+    /// Where a daemon with a journal keeps it.
+    #[must_use]
+    pub fn journal_dir(&self) -> PathBuf {
+        self.dir.path().join(JOURNAL)
     }
 
     /// The programs under test.

@@ -19,13 +19,17 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod account;
 mod bed;
 mod said;
 mod vm;
+mod watch;
 
+pub use account::{Account, Position, Positions};
 pub use bed::{Bed, CALM};
 pub use said::{Lasting, Said, only, snapshot};
 pub use vm::{Adoptable, Kind, NO_REPORTS, Vm, sizes};
+pub use watch::{Limit, Sample, Tick, Watch};
 
 use std::time::Duration;
 

@@ -197,6 +197,12 @@ impl Vm<'_> {
         Bytes(reply.number(key).unwrap_or_else(|| panic!("no {key} in {}", reply.text())))
     }
 
+    /// Where the nameless file that is its memory lies, for [`resident`]: a User Mode Linux's.
+    #[must_use]
+    pub fn ram_dir(&self) -> Option<PathBuf> {
+        (self.kind == Kind::Uml).then(|| self.bed.ram())
+    }
+
     /// The memory the host has given to the guest, by the host's own count of the file that is its RAM.
     ///
     /// # Panics
@@ -204,8 +210,7 @@ impl Vm<'_> {
     #[must_use]
     #[track_caller]
     pub fn resident(&self) -> Bytes {
-        let tmpdir = (self.kind == Kind::Uml).then(|| self.bed.ram());
-        resident(self.pid, tmpdir.as_deref()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
+        resident(self.pid, self.ram_dir().as_deref()).unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
     /// Waits until the host's own count is as `is` wants it.
