@@ -9,9 +9,10 @@ use plimsoll_psi::{Kind, Threshold, Trigger, Wakeup};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::args::Args;
-use crate::distress::{Signs, Watch};
+use crate::distress::Watch;
 use crate::error::AgentError;
 use crate::line::Line;
+use crate::signs::Signs;
 use crate::sources::Sources;
 use crate::{note, port, print, protect};
 
@@ -23,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const ONCE_PATIENCE: Duration = Duration::from_secs(5);
 /// Time between two attempts to open a port that is gone.
 const REOPEN_MS: u64 = 1000;
+/// Time between two looks at what the host says.
+const HEAR_MS: u64 = 500;
 /// Stalls of this length in this span of time wake the agent before its next look.
 const STALL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 /// The same, for an agent without CAP_SYS_RESOURCE.
@@ -65,6 +68,7 @@ struct Way {
     line: Option<Line>,
     paces: PaceDecoder,
     retry_ms: u64,
+    next_hear_ms: u64,
 }
 
 impl Agent {
@@ -91,7 +95,7 @@ impl Agent {
 
     /// One report, taken by the host or printed.
     fn once(&mut self) -> Result<(), AgentError> {
-        let stats = self.sources.look()?;
+        let stats = self.sources.look(|_| true)?;
         let now_ms = self.now_ms();
         let mut taken = self.report(now_ms, stats, Signs::NONE)?;
         while let Some(way) = &mut self.way {
@@ -110,12 +114,13 @@ impl Agent {
     /// Looks, and tells when it is time to.
     fn step(&mut self) -> Result<(), AgentError> {
         let now_ms = self.now_ms();
-        let stats = self.sources.look()?;
-        let pressure = std::mem::take(&mut self.pressure);
-        let signs = self.watch.look(now_ms, &stats, self.interval_ms, pressure);
-        let urgent = self.watch.is_due(now_ms, signs);
         let interval_ms = u64::from(self.interval_ms);
         let regular = self.last_report_ms.is_none_or(|last| now_ms.saturating_sub(last) >= interval_ms);
+        let Self { sources, watch, .. } = self;
+        let stats = sources.look(|stats| regular || watch.wants_counters(stats))?;
+        let pressure = std::mem::take(&mut self.pressure);
+        let signs = watch.look(now_ms, &stats, self.interval_ms, pressure);
+        let urgent = watch.is_due(now_ms, signs);
         if urgent || regular {
             self.report(now_ms, stats, if urgent { signs } else { Signs::NONE })?;
         }
@@ -170,6 +175,7 @@ impl Way {
     /// Opens the port that was named, or that has our name. Waits a little for it: the guest may still boot.
     fn open(named: Option<&Path>) -> Result<Self, AgentError> {
         let begun = Instant::now();
+        let mut told = false;
         loop {
             let path = path_of(named);
             let opened = path.as_ref().map(|path| port::open_port(path));
@@ -177,13 +183,23 @@ impl Way {
                 (Some(path), Some(Ok(file))) => {
                     let line = Some(Line::new(file));
                     let named = named.map(Path::to_owned);
-                    return Ok(Self { named, path, line, paces: PaceDecoder::new(), retry_ms: 0 });
+                    return Ok(Self {
+                        named,
+                        path,
+                        line,
+                        paces: PaceDecoder::new(),
+                        retry_ms: 0,
+                        next_hear_ms: 0,
+                    });
                 }
                 (Some(path), Some(Err(source))) => AgentError::Port { path, source },
                 _ => AgentError::NoPort,
             };
             if begun.elapsed() > PATIENCE {
                 return Err(error);
+            }
+            if !std::mem::replace(&mut told, true) {
+                note(&format!("{error}; waiting {} s for it", PATIENCE.as_secs()));
             }
             std::thread::sleep(Duration::from_millis(LOOK_MS));
         }
@@ -212,7 +228,10 @@ impl Way {
             return None;
         };
         let mut asked = None;
-        line.hear(|bytes| asked = self.paces.feed(bytes));
+        if now_ms >= self.next_hear_ms {
+            self.next_hear_ms = now_ms.saturating_add(HEAR_MS);
+            line.hear(|bytes| asked = self.paces.feed(bytes));
+        }
         if let Err(error) = line.flush() {
             self.lose(now_ms, &error);
         }

@@ -12,17 +12,18 @@
 //! | `pressure` | the kernel's PSI trigger fired, and available is below four margins |
 //!
 //! With plenty available, stalls, faults and pressure have other causes: a program starting, a control group at its
-//! own limit. They are in the regular reports all the same.
+//! own limit. So above eight margins the counters are not even read out of turn. They are in the regular reports
+//! all the same.
 //!
 //! A new sign is told at once, but never twice within 100 ms; signs that last are repeated every 200 ms, and, when
 //! they have lasted 5 s, every second.
 
 use std::collections::VecDeque;
-use std::fmt;
-use std::ops::BitOr;
 
 use plimsoll_model::AgentStats;
 use plimsoll_units::Bytes;
+
+use crate::signs::Signs;
 
 /// The least margin.
 const LEAST_MARGIN: Bytes = Bytes::mib(12);
@@ -55,63 +56,6 @@ const REPEAT_MS: u64 = 200;
 const LONG_MS: u64 = 5000;
 /// A sign that has lasted long is told again after this.
 const LONG_REPEAT_MS: u64 = 1000;
-
-/// A set of signs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Signs(u8);
-
-impl Signs {
-    pub(crate) const NONE: Self = Self(0);
-    pub(crate) const LOW: Self = Self(1);
-    pub(crate) const FALLING: Self = Self(1 << 1);
-    pub(crate) const COMMITTED: Self = Self(1 << 2);
-    pub(crate) const SWAPPING: Self = Self(1 << 3);
-    pub(crate) const STALLS: Self = Self(1 << 4);
-    pub(crate) const REFAULTS: Self = Self(1 << 5);
-    pub(crate) const OOM_KILL: Self = Self(1 << 6);
-    pub(crate) const PRESSURE: Self = Self(1 << 7);
-
-    const NAMES: [(Self, &'static str); 8] = [
-        (Self::LOW, "low"),
-        (Self::FALLING, "falling"),
-        (Self::COMMITTED, "committed"),
-        (Self::SWAPPING, "swapping"),
-        (Self::STALLS, "stalls"),
-        (Self::REFAULTS, "refaults"),
-        (Self::OOM_KILL, "oom-kill"),
-        (Self::PRESSURE, "pressure"),
-    ];
-
-    const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    /// This sign, if so.
-    const fn when(self, so: bool) -> Self {
-        if so { self } else { Self::NONE }
-    }
-}
-
-impl BitOr for Signs {
-    type Output = Self;
-
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-/// The names, separated by commas.
-impl fmt::Display for Signs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> =
-            Self::NAMES.iter().filter(|(sign, _)| self.has(*sign)).map(|(_, name)| *name).collect();
-        f.write_str(&names.join(","))
-    }
-}
 
 /// Sees signs in what is looked at, and knows when to tell.
 #[derive(Debug)]
@@ -159,6 +103,12 @@ impl Watch {
         signs
     }
 
+    /// Whether the counters of `/proc/vmstat` are wanted: memory is scarce, or may be at the next look, or was in this
+    /// window. With more available, none of them is a reason for haste, and reading them costs most of a look.
+    pub(crate) fn wants_counters(&self, stats: &AgentStats) -> bool {
+        may_become_scarce(stats) || self.recent.iter().any(|(_, stats)| may_become_scarce(stats))
+    }
+
     /// Whether the signs are to be told now.
     pub(crate) fn is_due(&self, now_ms: u64, signs: Signs) -> bool {
         if signs == Signs::NONE {
@@ -191,8 +141,10 @@ impl Watch {
     /// What has changed since the beginning of the window.
     fn changes(&self, now_ms: u64, stats: &AgentStats, interval_ms: u32) -> Signs {
         let Some((at, before)) = self.recent.front() else { return Signs::NONE };
-        let rise = |of: fn(&AgentStats) -> Option<u64>| {
-            of(stats).unwrap_or(0).saturating_sub(of(before).unwrap_or(0))
+        // What was not read, then or now, has not risen.
+        let rise = |of: fn(&AgentStats) -> Option<u64>| match (of(before), of(stats)) {
+            (Some(before), Some(now)) => now.saturating_sub(before),
+            _ => 0,
         };
         let elapsed_ms = now_ms.saturating_sub(*at).max(1);
         // After a look that came late more has happened than in a window.
@@ -206,6 +158,10 @@ impl Watch {
             | Signs::REFAULTS.when(scarce && at_least(faults, REFAULTS))
             | Signs::OOM_KILL.when(rise(|stats| stats.oom_kills) > 0)
     }
+}
+
+fn may_become_scarce(stats: &AgentStats) -> bool {
+    stats.available.is_none_or(|available| available.0 < margin(stats).0.saturating_mul(2 * SCARCE))
 }
 
 fn margin(stats: &AgentStats) -> Bytes {
@@ -311,6 +267,30 @@ mod test {
             assert_eq!(after(stats, AgentStats { refaults: Some(5064), ..stats }), signs);
             assert_eq!(after(stats, AgentStats { major_faults: Some(5064), ..stats }), signs);
         }
+    }
+
+    #[test]
+    fn counters_that_were_not_read_have_not_risen() {
+        let unread = AgentStats {
+            total: Some(Bytes::mib(1024)),
+            available: Some(Bytes::mib(600)),
+            ..AgentStats::default()
+        };
+        assert_eq!(after(unread, with(1024, 598)), Signs::NONE);
+        assert_eq!(after(with(1024, 600), unread), Signs::NONE);
+    }
+
+    #[test]
+    fn counters_are_wanted_while_memory_is_scarce_and_shortly_after() {
+        let (scarce, plenty) = (with(1024, 511), with(1024, 512));
+        let mut watch = Watch::new();
+        assert!(watch.wants_counters(&scarce) && !watch.wants_counters(&plenty));
+        watch.look(0, &scarce, 1000, false);
+        assert!(watch.wants_counters(&plenty), "a program may just have been killed");
+        for now_ms in [100, 200, 300, 400] {
+            watch.look(now_ms, &plenty, 1000, false);
+        }
+        assert!(!watch.wants_counters(&plenty));
     }
 
     #[test]

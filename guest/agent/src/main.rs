@@ -30,6 +30,7 @@ mod port;
 mod print;
 mod procfs;
 mod protect;
+mod signs;
 mod sources;
 
 use std::io::Write;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use plimsoll_agent_proto::Report;
 use plimsoll_model::AgentStats;
 
-use crate::distress::Signs;
+use crate::signs::Signs;
 
 /// One line of `name=value`: bytes, counts, microseconds. What the kernel does not have is left out.
 pub(crate) fn line(report: &Report, signs: Signs) -> String {

@@ -46,6 +46,20 @@ impl ProcFile {
 
     /// Reads it from its beginning. The kernel writes it anew for that.
     pub(crate) fn read<'b>(&self, buffer: &'b mut Buffer) -> io::Result<&'b [u8]> {
+        self.read_until(buffer, |_, _| false)
+    }
+
+    /// The same for a file that the kernel gives as a whole (`single_open`): what does not fill the buffer is all of
+    /// it, and need not be asked for its end.
+    pub(crate) fn read_whole<'b>(&self, buffer: &'b mut Buffer) -> io::Result<&'b [u8]> {
+        self.read_until(buffer, |n, room| n < room)
+    }
+
+    fn read_until<'b>(
+        &self,
+        buffer: &'b mut Buffer,
+        is_last: impl Fn(usize, usize) -> bool,
+    ) -> io::Result<&'b [u8]> {
         let text = &mut buffer.0;
         let mut filled = 0;
         loop {
@@ -55,9 +69,16 @@ impl ProcFile {
                 }
                 text.resize((filled * 2).min(LONGEST), 0);
             }
-            match self.file.read_at(text.get_mut(filled..).unwrap_or_default(), offset(filled)) {
+            let room = text.get_mut(filled..).unwrap_or_default();
+            let length = room.len();
+            match self.file.read_at(room, offset(filled)) {
                 Ok(0) => break,
-                Ok(n) => filled += n,
+                Ok(n) => {
+                    filled += n;
+                    if is_last(n, length) {
+                        break;
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -121,6 +142,7 @@ mod test {
         assert_eq!(kept.read(&mut buffer).expect("reads").len(), 3 * FIRST_BUFFER);
         file.as_file().set_len(5).expect("shortens");
         assert_eq!(kept.read(&mut buffer).expect("reads"), b"xxxxx");
+        assert_eq!(kept.read_whole(&mut buffer).expect("reads"), b"xxxxx");
         file.as_file().set_len(2 << 20).expect("lengthens");
         assert_eq!(kept.read(&mut buffer).expect("reads").len(), LONGEST);
     }

@@ -55,26 +55,38 @@ impl Sources {
         self.pressure.as_ref().map(|file| file.path().to_owned())
     }
 
-    /// What is cheap to know: memory and counters.
+    /// What is cheap to know, `/proc/meminfo`, and the counters of `/proc/vmstat`, which cost three times that, if
+    /// they are wanted in view of it.
     ///
     /// # Errors
     /// [`AgentError::Proc`] or [`AgentError::NoTotal`]: there is nothing to tell.
-    pub(crate) fn look(&mut self) -> Result<AgentStats, AgentError> {
-        let Self { meminfo, vmstat, buffer, .. } = self;
+    pub(crate) fn look(&mut self, wanted: impl Fn(&AgentStats) -> bool) -> Result<AgentStats, AgentError> {
+        let Self { meminfo, buffer, .. } = self;
         let mut stats = AgentStats::default();
-        let text = meminfo.read(buffer).map_err(AgentError::proc("read", meminfo.path()))?;
+        let text = meminfo.read_whole(buffer).map_err(AgentError::proc("read", meminfo.path()))?;
         meminfo::read(text, &mut stats);
         if stats.total.is_none() {
             return Err(AgentError::NoTotal { path: meminfo.path().to_owned() });
         }
-        if let Some(text) = text_of(vmstat.as_ref(), buffer) {
-            vmstat::read(text, &mut stats);
+        if wanted(&stats) {
+            self.count(&mut stats);
         }
         Ok(stats)
     }
 
+    /// Adds the counters.
+    fn count(&mut self, stats: &mut AgentStats) {
+        if let Some(text) = text_of(self.vmstat.as_ref(), &mut self.buffer) {
+            vmstat::read(text, stats);
+        }
+    }
+
     /// Adds the rest of a report.
     pub(crate) fn complete(&mut self, now_ms: u64, stats: &mut AgentStats) {
+        // Every kernel counts these.
+        if stats.major_faults.is_none() {
+            self.count(stats);
+        }
         let fresh = |reserve: &Reserve| {
             reserve.total == stats.total && now_ms.saturating_sub(reserve.at_ms) < RESERVE_EVERY_MS
         };
@@ -115,7 +127,7 @@ mod test {
     #[test]
     fn this_machine_tells_everything_that_its_kernel_has() {
         let mut sources = Sources::open(Path::new("/proc")).expect("Linux");
-        let mut stats = sources.look().expect("reads");
+        let mut stats = sources.look(|_| true).expect("reads");
         sources.complete(0, &mut stats);
         let total = stats.total.expect("always");
         for bytes in [stats.free, stats.available, stats.committed, stats.cached, stats.anon, stats.reserve] {
@@ -134,11 +146,20 @@ mod test {
         assert!(error.contains("meminfo") && error.contains("is /proc mounted?"), "{error}");
         write(proc.path(), "meminfo", "MemFree: 1 kB\n");
         let mut sources = Sources::open(proc.path()).expect("opens");
-        assert!(sources.look().expect_err("no total").to_string().contains("has no MemTotal"));
+        assert!(sources.look(|_| true).expect_err("no total").to_string().contains("has no MemTotal"));
         write(proc.path(), "meminfo", "MemTotal: 4096 kB\n");
-        let mut stats = sources.look().expect("reads");
+        let mut stats = sources.look(|_| true).expect("reads");
         sources.complete(0, &mut stats);
         assert_eq!(stats, AgentStats { total: Some(Bytes::mib(4)), ..AgentStats::default() });
+    }
+
+    #[test]
+    fn counters_are_read_when_wanted_and_in_any_case_for_a_report() {
+        let mut sources = Sources::open(Path::new("/proc")).expect("Linux");
+        let mut stats = sources.look(|stats| stats.total.is_none()).expect("reads");
+        assert!(stats.available.is_some() && stats.swap_in.is_none(), "{stats:?}");
+        sources.complete(0, &mut stats);
+        assert!(stats.swap_in.is_some() && stats.alloc_stalls.is_some(), "{stats:?}");
     }
 
     #[test]
@@ -152,7 +173,7 @@ mod test {
         zones(1);
         let mut sources = Sources::open(proc.path()).expect("opens");
         let mut reserve = |now_ms| {
-            let mut stats = sources.look().expect("reads");
+            let mut stats = sources.look(|_| true).expect("reads");
             sources.complete(now_ms, &mut stats);
             stats.reserve.map(|bytes| bytes.0 / page_size())
         };

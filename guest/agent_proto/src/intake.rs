@@ -126,6 +126,8 @@ impl Default for Intake {
 
 #[cfg(test)]
 mod test {
+    extern crate std;
+
     use alloc::vec::Vec;
 
     use proptest::prelude::*;
@@ -190,6 +192,24 @@ mod test {
         assert!(intake.counters().dropped_bytes > 60_000);
         intake.feed(20_000, &frame(1, false));
         assert_eq!(intake.latest().map(|(report, _)| report.seq), Some(1));
+    }
+
+    /// What a guest may make a reader take in a second, in the forms that cost most. Optimized, on an idle core, it
+    /// is less than 10 ms; the limit is for busy machines, and far below what work that is not linear would take.
+    #[test]
+    fn a_second_of_the_worst_garbage_is_soon_read() {
+        // Beginnings of frames of all lengths, which are checked in vain or never end.
+        let beginning = |length: u16| [&[0xF5, b'P', b'l', 0xFA, 1, 1][..], &length.to_le_bytes()].concat();
+        for (length, piece) in [(16, 4096), (24, 1), (520, 4096), (520, 1), (520, 600), (65_535, 7)] {
+            let garbage = beginning(length).repeat((64 << 10) / 8);
+            let mut decoder = Decoder::new();
+            let begun = std::time::Instant::now();
+            for piece in garbage.chunks(piece) {
+                decoder.feed(piece, |report| panic!("{report:?}"));
+            }
+            assert!(begun.elapsed().as_secs() < 20, "{length} in pieces of {piece}: {:?}", begun.elapsed());
+            assert!(decoder.counters().bad_frames > 8000, "{:?}", decoder.counters());
+        }
     }
 
     #[test]
