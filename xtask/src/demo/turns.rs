@@ -36,7 +36,7 @@ fn start(plan: Plan, side: Side, cgroup: &TestCgroup) -> Result<Box<dyn Fleet>> 
         return Ok(Box::new(Bare::start(&specs, cgroup)?));
     }
     let config = format!("[host]\ncgroup = \"{}\"\n", group_name(cgroup)?);
-    let care = Care { what: "demo", config, memory: plan.memory, floor: plan.floor, cgroup };
+    let care = Care { what: "demo", config, memory: plan.memory, floor: plan.floor, cgroup, agent: false };
     Ok(Box::new(Kept::start(&specs, &care)?))
 }
 

@@ -31,8 +31,9 @@ use serde::Serialize;
 use crate::experiment::sheet::{self, Sheet};
 use crate::out::{self, Step};
 use crate::ready;
-use plan::{Column, Plan, Setting};
+use plan::{Column, Plan, Setting, Turn};
 use run::Run;
+use side::How;
 use summary::Summary;
 
 /// What can be chosen. The defaults take about an hour and a half on two cores.
@@ -62,7 +63,10 @@ pub(crate) struct Options {
     /// Write raw counters and summary here, as JSON, after every run; the chart goes beside it, as SVG
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Keep what Plimsoll's daemon logged and said of its guests, a folder for each run
+    /// Leave the agent out of Plimsoll's guests: demand comes from their balloons' statistics
+    #[arg(long)]
+    no_agent: bool,
+    /// Keep what Plimsoll's daemon logged, journalled and said of its guests, a folder for each run
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
 }
@@ -85,6 +89,8 @@ struct Settings {
     runs: u64,
     seed: u64,
     columns: Vec<Column>,
+    /// Whether Plimsoll's guests have agents.
+    agent: bool,
     plans: Vec<Plan>,
 }
 
@@ -103,7 +109,7 @@ impl Options {
         columns.sort_unstable();
         columns.dedup();
         let runs = self.runs.unwrap_or(if self.quick { 2 } else { 5 });
-        Ok(Settings { quick: self.quick, runs, seed: self.seed, columns, plans })
+        Ok(Settings { quick: self.quick, runs, seed: self.seed, columns, agent: !self.no_agent, plans })
     }
 }
 
@@ -137,12 +143,22 @@ fn play_all(options: &Options, settings: &Settings, sheet: &mut Sheet<Settings, 
             turn.round + 1,
             turn.column.name()
         ));
-        let run = run::play(plan, *turn, settings.seed, options.logs.as_deref())?;
+        let logs = logs_of(options, *turn)?;
+        let how = How { agent: settings.agent, logs: logs.as_deref() };
+        let run = run::play(plan, *turn, settings.seed, &how)?;
         show::run(&run);
         sheet.add(run)?;
         step.end("done");
     }
     Ok(())
+}
+
+/// The folder for a run's logs, made when logs are wanted and the column has any.
+fn logs_of(options: &Options, turn: Turn) -> Result<Option<PathBuf>> {
+    let Some(dir) = options.logs.as_ref().filter(|_| turn.column != Column::Nothing) else { return Ok(None) };
+    let dir = dir.join(format!("{}-{}-{}", turn.setting.name(), turn.round + 1, turn.column.name()));
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(Some(dir))
 }
 
 /// Sums up, shows and judges.

@@ -35,7 +35,13 @@ pub(crate) struct Care<'a> {
     pub(crate) floor: Bytes,
     /// The group that stands for the host.
     pub(crate) cgroup: &'a TestCgroup,
+    /// Whether an agent in each guest tells the daemon what the guest wants.
+    pub(crate) agent: bool,
 }
+
+/// On the guest's kernel command line: the image's `/init` starts the agent, which speaks on the serial line that
+/// `plimsoll run` gives a User Mode Linux.
+const WITH_AGENT: &str = "plimsoll.agent=--port,/dev/ttyS0";
 
 /// The group's name as plimsolld and `plimsoll run --cgroup` want it.
 pub(crate) fn group_name(cgroup: &TestCgroup) -> Result<String> {
@@ -57,19 +63,7 @@ impl Kept {
     /// # Errors
     /// When the daemon does not answer or a guest cannot be started, with what the daemon said.
     pub(crate) fn start(specs: &[GuestSpec], care: &Care<'_>) -> Result<Self> {
-        let marked = Marked::new(care.what)?;
-        let dir = ShmDir::create(care.what)?;
-        let config = dir.path().join("plimsoll.toml");
-        std::fs::write(&config, &care.config)?;
-        let bins = bins(Prefer::Release)?;
-        let log = std::fs::File::create(dir.path().join("plimsolld.log"))?;
-        let mut daemon = Command::new(&bins.plimsolld);
-        daemon.arg("--config").arg(&config).arg("--run-dir").arg(dir.path()).stderr(log);
-        // It belongs to the mark, which ends it.
-        marked.put_on(&mut daemon).spawn().context("cannot start plimsolld")?;
-        let mut kept = Self { marked, bins, consoles: Vec::new(), dir };
-        poll_until(DAEMON_LIMIT, "plimsolld to answer", || kept.list().map_err(|e| format!("{e:#}")))
-            .with_context(|| kept.log_tail())?;
+        let mut kept = Self::serve(care.what, &care.config)?;
         for spec in specs {
             kept.run(spec, care).with_context(|| kept.log_tail())?;
         }
@@ -79,7 +73,29 @@ impl Kept {
         Ok(kept)
     }
 
-    /// The folder with the daemon's socket, log and journal.
+    /// Starts plimsolld alone, with that configuration (TOML); `what` is for names of folders and marks. Guests can
+    /// be started by [`Kept::plimsoll`]; they end with it.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, with what it said.
+    pub(crate) fn serve(what: &str, config_text: &str) -> Result<Self> {
+        let marked = Marked::new(what)?;
+        let dir = ShmDir::create(what)?;
+        let config = dir.path().join("plimsoll.toml");
+        std::fs::write(&config, config_text)?;
+        let bins = bins(Prefer::Release)?;
+        let log = std::fs::File::create(dir.path().join("plimsolld.log"))?;
+        let mut daemon = Command::new(&bins.plimsolld);
+        daemon.arg("--config").arg(&config).arg("--run-dir").arg(dir.path()).stderr(log);
+        // It belongs to the mark, which ends it.
+        marked.put_on(&mut daemon).spawn().context("cannot start plimsolld")?;
+        let kept = Self { marked, bins, consoles: Vec::new(), dir };
+        poll_until(DAEMON_LIMIT, "plimsolld to answer", || kept.list().map_err(|e| format!("{e:#}")))
+            .with_context(|| kept.log_tail())?;
+        Ok(kept)
+    }
+
+    /// The folder with the daemon's socket and log.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -112,7 +128,7 @@ impl Kept {
             .arg(&image.kernel)
             .arg("--initrd")
             .arg(&image.initrd)
-            .args(["--append", "loglevel=5"]);
+            .args(["--append", &append(care.agent)]);
         if let Some(disk) = &spec.disk {
             command.arg("--disk").arg(disk);
         }
@@ -157,7 +173,16 @@ impl Fleet for Kept {
     }
 }
 
-fn open_console(files: &Path) -> Result<Console> {
+/// Warnings and errors only, so that little gets between the workload's lines.
+fn append(agent: bool) -> String {
+    if agent { format!("loglevel=5 {WITH_AGENT}") } else { "loglevel=5".into() }
+}
+
+/// The console of a guest that was started with `plimsoll run`, in its folder.
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn open_console(files: &Path) -> Result<Console> {
     let (input, log) = (files.join("console.in"), files.join("console.log"));
     if !input.exists() {
         bail!("{} is not there", input.display());

@@ -94,7 +94,7 @@ const LIVE_PERCENT: u64 = 75;
 /// Unmanaged guests that swap less than this share of the limit are no comparison.
 const PRESSURE_PERCENT: u64 = 20;
 /// Files all guests compile together, and the least each does: fewer would be all loading of the compiler.
-const FILES: u64 = 320;
+const FILES: u64 = 200;
 const LEAST_FILES: u64 = 12;
 /// How often each guest has its turn.
 const ROUNDS: u64 = 2;
@@ -202,7 +202,7 @@ mod test {
         let field = Plan::new(Setting::Field, 35, Bytes::mib(192)).expect("possible");
         assert_eq!((field.limit, field.swap), (Bytes::mib(6144), Bytes::mib(3072)));
         let quick = Plan::new(Setting::Hard, 8, Bytes::mib(192)).expect("possible");
-        assert_eq!((quick.limit, quick.at_a_time, quick.files), (Bytes::mib(768), 2, 40));
+        assert_eq!((quick.limit, quick.at_a_time, quick.files), (Bytes::mib(768), 2, 25));
         assert_eq!(quick.least_swapped, 39_321);
     }
 

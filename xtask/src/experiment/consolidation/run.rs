@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::counters::{Host, Inside};
 use super::plan::{Column, Plan, Setting, Turn};
-use super::side::{Ground, Side};
+use super::side::{Ground, How, Side};
 use super::work::{self, Progress, Work, ms};
 use crate::fleet::name;
 use crate::{out, run};
@@ -85,12 +85,12 @@ impl Run {
 ///
 /// # Errors
 /// When the host cannot be prepared or a guest does not boot. A guest that fails later is part of the record.
-pub(crate) fn play(plan: &Plan, turn: Turn, seed: u64, logs: Option<&Path>) -> Result<Run> {
+pub(crate) fn play(plan: &Plan, turn: Turn, seed: u64, how: &How<'_>) -> Result<Run> {
     let column = turn.column;
     let ground = Ground::prepare(plan, column)?;
     let first = Host::read(ground.cgroup())?;
     let begin = Instant::now();
-    let side = ground.boot(plan, column).with_context(|| format!("column {}", column.name()))?;
+    let side = ground.boot(plan, column, how).with_context(|| format!("column {}", column.name()))?;
     let mut work = vec![Work::default(); side.fleet().count()];
     work::prepare(side.fleet(), &mut work);
     let mut before = Host::read(&side.cgroup)?;
@@ -117,8 +117,8 @@ pub(crate) fn play(plan: &Plan, turn: Turn, seed: u64, logs: Option<&Path>) -> R
     })?;
     work::look_inside(side.fleet(), 2, &mut work);
     let host = Host::read(&side.cgroup)?.since(&first);
-    if let Some(dir) = logs {
-        keep_logs(&side, &dir.join(format!("{}-{}-{}", turn.setting.name(), turn.round + 1, column.name())))?;
+    if let Some(dir) = how.logs {
+        keep_logs(&side, plan, dir)?;
     }
     Ok(record(plan, turn, &side, Counted { phases, host, work }))
 }
@@ -199,9 +199,8 @@ fn tell(cgroup: &TestCgroup, phase: &str, (done, all): (u64, u64), before: &Host
 }
 
 /// Keeps what the daemon wrote and what it says of its guests, for whoever asks why.
-fn keep_logs(side: &Side, dir: &Path) -> Result<()> {
+fn keep_logs(side: &Side, plan: &Plan, dir: &Path) -> Result<()> {
     let Some(kept) = side.kept() else { return Ok(()) };
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     for file in ["plimsolld.log", "plimsoll.toml"] {
         let from = kept.dir().join(file);
         std::fs::copy(&from, dir.join(file)).with_context(|| format!("cannot copy {}", from.display()))?;
@@ -209,6 +208,11 @@ fn keep_logs(side: &Side, dir: &Path) -> Result<()> {
     for (file, words) in [("list", &["list"][..]), ("host", &["host"]), ("events", &["events"])] {
         let said = run::quiet(kept.plimsoll().args(words)).unwrap_or_else(|error| format!("{error:#}"));
         std::fs::write(dir.join(file), said)?;
+    }
+    for index in 0..plan.vms {
+        let words = ["explain", &name(index)];
+        let said = run::quiet(kept.plimsoll().args(words)).unwrap_or_else(|error| format!("{error:#}"));
+        std::fs::write(dir.join(format!("explain-{}", name(index))), said)?;
     }
     Ok(())
 }

@@ -31,6 +31,15 @@ pub(crate) struct Side {
     _settings: Vec<Knob>,
 }
 
+/// How Plimsoll's guests are run, beside their sizes.
+#[derive(Clone, Debug)]
+pub(crate) struct How<'a> {
+    /// Whether they have agents.
+    pub(crate) agent: bool,
+    /// The folder for what the daemon writes, where it is to be kept.
+    pub(crate) logs: Option<&'a Path>,
+}
+
 /// The guests.
 enum Guests {
     Bare(Bare),
@@ -70,7 +79,7 @@ impl Ground {
     ///
     /// # Errors
     /// When one does not get ready.
-    pub(crate) fn boot(self, plan: &Plan, column: Column) -> Result<Side> {
+    pub(crate) fn boot(self, plan: &Plan, column: Column, how: &How<'_>) -> Result<Side> {
         let spec = |index| -> Result<GuestSpec> {
             let name = name(index);
             let disk = Some(self.disks.sparse_file(&name, plan.guest_swap)?);
@@ -83,7 +92,7 @@ impl Ground {
         let guests = match column {
             Column::Nothing => Guests::Bare(Bare::start(&specs, &self.cgroup)?),
             Column::Careful => Guests::Kept(Kept::start(&specs, &undecided(plan, &self.cgroup))?),
-            Column::Plimsoll => Guests::Kept(Kept::start(&specs, &decided(plan, &self.cgroup)?)?),
+            Column::Plimsoll => Guests::Kept(Kept::start(&specs, &decided(plan, how, &self.cgroup)?)?),
         };
         let Self { cgroup, disks, swap, settings } = self;
         Ok(Side { administrator, guests, cgroup, _disks: disks, _swap: swap, _settings: settings })
@@ -118,13 +127,18 @@ impl Side {
 fn undecided<'a>(plan: &Plan, cgroup: &'a TestCgroup) -> Care<'a> {
     let budget = plan.told.plus(OVERHEAD).scale(plan.vms, 1);
     let config = format!("[host]\nbudget = \"{budget}\"\nreserve = \"0\"\n\n[journal]\ndir = \"none\"\n");
-    Care { what: "consolidation", config, memory: plan.told, floor: plan.told, cgroup }
+    Care { what: "consolidation", config, memory: plan.told, floor: plan.told, cgroup, agent: false }
 }
 
 /// Plimsoll as an operator has it: the group is the host, all else is the default.
-fn decided<'a>(plan: &Plan, cgroup: &'a TestCgroup) -> Result<Care<'a>> {
-    let config = format!("[host]\ncgroup = \"{}\"\n", group_name(cgroup)?);
-    Ok(Care { what: "consolidation", config, memory: plan.memory, floor: plan.floor, cgroup })
+fn decided<'a>(plan: &Plan, how: &How<'_>, cgroup: &'a TestCgroup) -> Result<Care<'a>> {
+    let mut config = format!("[host]\ncgroup = \"{}\"\n", group_name(cgroup)?);
+    if let Some(logs) = how.logs {
+        let journal = std::path::absolute(logs.join("journal"))?;
+        config.push_str(&format!("\n[journal]\ndir = \"{}\"\n", journal.display()));
+    }
+    let (memory, floor) = (plan.memory, plan.floor);
+    Ok(Care { what: "consolidation", config, memory, floor, cgroup, agent: how.agent })
 }
 
 /// Turns zswap on for `careful`, with a pool of the usual share of the host that the group stands for, and off for
