@@ -7,7 +7,7 @@
 //!   numbers of `/proc/meminfo`, `/proc/vmstat`, `/proc/zoneinfo` and `/proc/pressure/memory`, as far as the kernel
 //!   has them ([`distress`] says what counts as short).
 //! * It speaks through a virtio-serial port named `org.plimsoll.agent.0` or a serial line ([`port`]). A host that
-//!   does not read is never waited for: whole reports are left out, none is cut in two ([`line`]).
+//!   does not read is never waited for: whole reports are left out, none is cut in two ([`mod@line`]).
 //! * It may listen: the host can ask for another interval. It needs to hear nothing.
 //!
 //! What it does not do: allocate, reclaim, swap, judge, or execute anything the host says.
