@@ -7,6 +7,7 @@
 pub(crate) mod chart;
 mod consolidation;
 pub(crate) mod figures;
+mod selfballoon;
 pub(crate) mod sheet;
 pub(crate) mod table;
 
@@ -23,10 +24,18 @@ pub(crate) enum Experiment {
     /// nobody decides) and `plimsoll`. Everything is counted by the kernel, and everything is put back, also after
     /// Ctrl-C.
     Consolidation(consolidation::Options),
+    /// Whether self-ballooning does what its arithmetic says, and gives memory back in time
+    ///
+    /// Real guests with Plimsoll's agent (User Mode Linux, and Debian's kernel in QEMU) shrink towards their goal:
+    /// the half-life is fitted over the whole curve and compared with the formula. Then programs want most of the
+    /// memory at once, again and again: how long until they have it, and is one killed? All of it is counted by the
+    /// guests' own kernels. Fails, and says which, when a limit is missed.
+    Selfballoon(selfballoon::Options),
 }
 
 pub(crate) fn command(experiment: &Experiment) -> Result<()> {
     match experiment {
         Experiment::Consolidation(options) => consolidation::command(options),
+        Experiment::Selfballoon(options) => selfballoon::command(options),
     }
 }

@@ -11,7 +11,7 @@ use plimsoll_testbed::guest::Reply;
 use plimsoll_units::Bytes;
 
 pub(crate) use bare::Bare;
-pub(crate) use kept::{Care, Kept, group_name};
+pub(crate) use kept::{Care, Kept, group_name, open_console};
 
 /// What every guest of a fleet is started with, however it is cared for.
 #[derive(Clone, Debug)]
