@@ -60,12 +60,11 @@ fn is_found_out(world: &World<'_, '_>, (what, frames, counted): &Lie) {
     world.inside.signal_agent("KILL");
     let before = line();
     world.inside.say(frames, PAUSE);
-    world.falls_back();
-    // It goes on, and that changes nothing.
+    // It goes on all the while, and that changes nothing. How soon it was found out is checked in the end.
     world.needy_is_served();
+    world.falls_back();
     let heard = line().saturating_sub(before);
     assert!(heard >= 3, "{what}: {heard} were counted of {:?}", world.suspect.view().agent_line);
-    world.falls_back();
     world.inside.hush();
     world.inside.agent_is_heard();
     tell(&format!("{what}: {heard} heard"));
