@@ -103,6 +103,8 @@ pub enum Source {
 pub enum Signal {
     /// Little memory is available in the guest.
     Available,
+    /// The guest's use grows so fast that it will soon be out of memory.
+    Growing,
     /// The guest swaps.
     Swap,
     /// The guest's kernel ended processes for want of memory.
@@ -253,6 +255,7 @@ impl fmt::Display for Signal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Available => "little memory is available in it",
+            Self::Growing => "its use grows so fast that it will be out of memory within a second",
             Self::Swap => "it swaps",
             Self::OomKill => "its kernel ended processes for want of memory",
             Self::Stall => "its allocations stall",

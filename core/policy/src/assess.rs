@@ -97,6 +97,26 @@ impl<'a> Vm<'a> {
         matches!(self.state, VmState::Ok | VmState::Distressed)
     }
 
+    /// What it can give if it must, and not be in distress by that: half as much again as the margin is left.
+    pub(crate) fn last_spare(&self, config: &Config) -> Bytes {
+        if self.state != VmState::Ok || self.need.is_none() || self.is_owed() {
+            return Bytes::ZERO;
+        }
+        let used = self.sample.actual.0.minus(self.available);
+        let margin = config.distress_margin(self.source, used);
+        self.target.minus(used.plus(margin).plus(Bytes(margin.0 / 2)).max(self.sample.sizes.floor()))
+    }
+
+    /// Whether an operator wants it to have more than it has. It gives nothing meanwhile, least of all for itself.
+    fn is_owed(&self) -> bool {
+        self.history.seeks && self.sample.sizes.memory() > self.target
+    }
+
+    /// Whether nothing is going on with it: no distress, no pin, no baseline that is sought, no proposal of its own.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.state == VmState::Ok && !self.history.seeks && self.voluntary().is_none()
+    }
+
     /// Whether its target was lowered at this tick.
     pub(crate) fn gives(&self) -> bool {
         self.target < self.sample.sizes.clamp(self.sample.target.0).0
@@ -105,7 +125,9 @@ impl<'a> Vm<'a> {
     /// What it can give without needing it.
     pub(crate) fn spare(&self) -> Bytes {
         match (self.state, self.need) {
-            (VmState::Ok, Some(need)) => self.target.minus(need.max(self.sample.sizes.floor())),
+            (VmState::Ok, Some(need)) if !self.is_owed() => {
+                self.target.minus(need.max(self.sample.sizes.floor()))
+            }
             _ => Bytes::ZERO,
         }
     }
@@ -160,8 +182,10 @@ impl<'a> Vm<'a> {
         }
         let actual = self.sample.actual.0;
         let grown = actual.minus(self.history.actual);
-        if self.need.is_some() && self.available < config.distress_margin(actual) {
+        if self.need.is_some() && self.available < config.distress_margin(self.source, actual) {
             self.history.distress = Some((now, Signal::Available));
+        } else if self.fresh && self.grows_out(config) {
+            self.history.distress = Some((now, Signal::Growing));
         } else if grown >= config.least_move && actual.minus(self.sample.target.0) >= config.least_move {
             self.history.distress = Some((now, Signal::TookBack));
         }
@@ -182,7 +206,7 @@ impl<'a> Vm<'a> {
         let Some(need) = self.need else { return false };
         let headroom = need.minus(self.sample.actual.0.minus(self.available));
         let later = self.history.stats.is_some_and(|(came, _)| came > at);
-        let margin = config.distress_margin(self.sample.actual.0);
+        let margin = config.distress_margin(self.source, self.sample.actual.0);
         later && signal != Signal::OomKill && self.available >= headroom.plus(headroom).max(margin)
     }
 

@@ -20,6 +20,17 @@ pub(crate) enum Shortage {
     Host { available: Bytes, low: Bytes, stalled: Ppm },
 }
 
+/// What is wanted beyond the targets.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lack {
+    /// By guests in distress, by those whose working set does not fit, and by operators.
+    pub(crate) all: Bytes,
+    /// By guests in distress alone.
+    pub(crate) hurting: Bytes,
+    /// By whomever, as far as it lies below the baselines.
+    pub(crate) below_baseline: Bytes,
+}
+
 /// The tick's figures, and what has been moved so far.
 #[derive(Debug)]
 pub(crate) struct Balance<'c> {
@@ -122,7 +133,8 @@ impl<'c> Balance<'c> {
 
     /// Asks those that can spare it for what `lacking` others want, and those above their baseline for what
     /// others want below theirs.
-    pub(crate) fn relieve_guests(&mut self, vms: &mut [Vm<'_>], lacking: Bytes, below_baseline: Bytes) {
+    pub(crate) fn relieve_guests(&mut self, vms: &mut [Vm<'_>], lack: Lack) {
+        let (config, Lack { all: lacking, hurting, below_baseline }) = (self.config, lack);
         let coming = self.room.plus(self.in_flight);
         let gives = |vm: &Vm<'_>, spare: Bytes| Reason::GivesToOthers { source: vm.source, lacking, spare };
         let rest = self.take(
@@ -132,6 +144,9 @@ impl<'c> Balance<'c> {
             gives,
         );
         self.take(vms, rest, |vm| vm.spare(), gives);
+        // A guest that swaps is worse off than one with less headroom, or one that reads some files again.
+        let rest = hurting.minus(self.room.plus(self.in_flight));
+        self.take(vms, rest, |vm| vm.last_spare(config), gives);
         let coming = self.room.plus(self.in_flight);
         // A guest keeps its baseline whatever others lack, but no more than that while another is below its own.
         let back = |vm: &Vm<'_>| above(vm, vm.sample.sizes.memory());
@@ -147,7 +162,7 @@ impl<'c> Balance<'c> {
     }
 
     /// Lowers targets by `lack` in all, as far as `spare` allows; returns what is still lacking.
-    fn take(
+    pub(crate) fn take(
         &mut self,
         vms: &mut [Vm<'_>],
         lack: Bytes,
@@ -275,7 +290,7 @@ pub(crate) fn distress_reason(config: &Config, vm: &Vm<'_>, granted: Bytes) -> R
         signal,
         source: vm.source,
         available: vm.available,
-        low: config.distress_margin(vm.sample.actual.0),
+        low: config.distress_margin(vm.source, vm.sample.actual.0),
         wanted: vm.wanted(config),
         granted,
     }

@@ -1,5 +1,6 @@
 //! What the arbiter can be told.
 
+use plimsoll_model::Source;
 use plimsoll_units::{Bytes, Ppm};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,9 @@ pub struct Config {
     pub distress_share: Ppm,
     /// The same as an amount, for small guests; never more than a quarter of what the guest holds.
     pub distress_least: Bytes,
+    /// The same amount for a guest whose agent speaks: it tells within a fifth of a second that memory gets short, where
+    /// statistics come once a second. Twice Linux' own low watermark of a guest of 1 GiB.
+    pub agent_least: Bytes,
     /// What a guest is left above what it uses when it is asked to give: a share of what it uses. More than
     /// twice `distress-share`, so that giving never causes distress by itself.
     pub headroom_share: Ppm,
@@ -71,6 +75,7 @@ impl Default for Config {
         Self {
             distress_share: Ppm(62_500),
             distress_least: Bytes::mib(12),
+            agent_least: Bytes::mib(4),
             headroom_share: Ppm(166_667),
             guest_swap_rate: Bytes::mib(1),
             guest_stall_rate: 16,
@@ -98,15 +103,24 @@ impl Default for Config {
 impl Config {
     /// The margin below which a guest that holds `actual` is in distress.
     #[must_use]
-    pub fn distress_margin(&self, actual: Bytes) -> Bytes {
-        self.distress_share.of(actual).max(self.distress_least).min(Bytes(actual.0 / 4))
+    pub fn distress_margin(&self, source: Source, actual: Bytes) -> Bytes {
+        self.distress_share.of(actual).max(self.least(source)).min(Bytes(actual.0 / 4))
     }
 
     /// What a guest that uses `used` needs in all, in whole pages.
     #[must_use]
-    pub fn need(&self, used: Bytes) -> Bytes {
-        let headroom = self.headroom_share.of(used).max(self.distress_least.plus(self.distress_least));
+    pub fn need(&self, source: Source, used: Bytes) -> Bytes {
+        let least = self.least(source);
+        let headroom = self.headroom_share.of(used).max(least.plus(least));
         used.plus(headroom).pages_ceil().bytes()
+    }
+
+    /// The least margin, by how soon a guest is heard.
+    const fn least(&self, source: Source) -> Bytes {
+        match source {
+            Source::Agent => self.agent_least,
+            Source::Device | Source::Nobody => self.distress_least,
+        }
     }
 }
 
@@ -121,8 +135,10 @@ mod test {
         #[test]
         fn a_guest_left_with_its_need_is_not_in_distress(used in 0u64..1 << 45) {
             let config = Config::default();
-            let need = config.need(Bytes(used));
-            prop_assert!(need.minus(Bytes(used)) > config.distress_margin(need));
+            for source in [Source::Agent, Source::Device] {
+                let need = config.need(source, Bytes(used));
+                prop_assert!(need.minus(Bytes(used)) > config.distress_margin(source, need));
+            }
         }
     }
 }

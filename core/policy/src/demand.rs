@@ -27,6 +27,13 @@ pub(crate) struct Used {
     pub(crate) slope: Bytes,
 }
 
+/// More than this can be promised to no programs: 2^52 bytes are all that x86-64 can address physically. Less may be
+/// true however much it is; overcommit knows no bounds.
+const MOST_COMMITTED: Bytes = Bytes(1 << 52);
+
+/// Growth below this, in a second, is slow enough for the margin.
+const GROWING: Bytes = Bytes::mib(8);
+
 /// Reports closer together than this say nothing about a rate, in milliseconds.
 const SLOPE_MS: u64 = 20;
 
@@ -48,7 +55,9 @@ pub(crate) fn plausible(stats: &AgentStats, maxmem: Bytes) -> Option<Believed> {
     let within = |part: Option<Bytes>, whole: Bytes| part.is_none_or(|part| part <= whole);
     let parts = [stats.available, stats.free, stats.cached, stats.anon, stats.reserve];
     let swap = stats.swap_total.unwrap_or(Bytes(u64::MAX));
-    let consistent = parts.iter().all(|part| within(*part, total)) && within(stats.swap_free, swap);
+    let absurd = stats.committed.is_some_and(|committed| committed > MOST_COMMITTED);
+    let consistent =
+        !absurd && parts.iter().all(|part| within(*part, total)) && within(stats.swap_free, swap);
     consistent.then_some(Believed { total, available, cached: stats.cached.unwrap_or(Bytes::ZERO) })
 }
 
@@ -84,7 +93,7 @@ impl Vm<'_> {
             && let Some(used) = self.history.used
         {
             self.available = self.sample.actual.0.minus(used.bytes);
-            self.need = Some(config.need(used.bytes).plus(self.history.cache));
+            self.need = Some(config.need(self.source, used.bytes).plus(self.history.cache));
         }
     }
 
@@ -139,6 +148,12 @@ impl Vm<'_> {
         let actual = self.sample.actual.0;
         let bytes = actual.minus(available.min(actual));
         self.history.used = Some(Used::next(self.history.used, at, bytes));
+    }
+
+    /// Whether a guest that its agent measures will have used up what it has before it can be helped otherwise.
+    pub(crate) fn grows_out(&self, config: &Config) -> bool {
+        let slope = self.history.used.map_or(Bytes::ZERO, |used| used.slope);
+        slope >= GROWING && slope.scale(config.demand_ahead_ms, 1000) > self.available
     }
 
     /// What a guest in distress should have: what it will use at the pace at which it is growing, and never little
@@ -232,11 +247,12 @@ mod test {
             swap_total: Some(M(64)),
             swap_free: Some(M(64)),
             // Overcommit is no lie, however far it goes.
-            committed: Some(Bytes(1 << 63)),
+            committed: Some(Bytes(1 << 52)),
             ..AgentStats::default()
         };
         assert!(plausible(&honest, M(512)).is_some());
         let lies = [
+            AgentStats { committed: Some(Bytes(1 << 63)), ..honest },
             AgentStats { total: Some(M(513)), ..honest },
             AgentStats { total: Some(M(0)), ..honest },
             AgentStats { total: None, ..honest },

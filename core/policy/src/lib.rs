@@ -36,7 +36,7 @@ use plimsoll_model::{Action, HostState, Plan, PsiTotals, Reason, Snapshot, Verdi
 use plimsoll_units::{Bytes, MonoTime, Ppm};
 
 use crate::assess::Vm;
-use crate::balance::{Balance, distress_reason, grant_cost, step, target};
+use crate::balance::{Balance, Lack, distress_reason, grant_cost, step, target};
 pub use crate::config::Config;
 pub use crate::history::History;
 
@@ -53,10 +53,11 @@ pub fn decide(snapshot: &Snapshot, config: &Config, history: &mut History) -> Pl
 
     balance.settle(&mut vms);
     balance.relieve_host(&mut vms);
-    let (lacking, below_baseline) = lack(&vms, config);
-    balance.relieve_guests(&mut vms, lacking, below_baseline);
+    let lacking = lack(&vms, config);
+    balance.relieve_guests(&mut vms, lacking);
     grant_all(&mut balance, &mut vms);
-    let unmet = lack(&vms, config).0.minus(balance.room);
+    replenish(&mut balance, &mut vms);
+    let unmet = lack(&vms, config).all.minus(balance.room);
     slow_moves(&mut balance, &mut vms, history);
 
     let host = if balance.shortage.is_some() {
@@ -98,18 +99,21 @@ fn stalled(history: &mut History, now: MonoTime, psi: Option<PsiTotals>) -> (u64
     (now.millis_since(then), share)
 }
 
-/// What is wanted beyond the targets by guests in distress, by those whose working set does not fit and by operators,
-/// and how much of it lies below the baselines.
-fn lack(vms: &[Vm<'_>], config: &Config) -> (Bytes, Bytes) {
-    let mut lacking = Bytes::ZERO;
-    let mut below = Bytes::ZERO;
+/// What is wanted beyond the targets.
+fn lack(vms: &[Vm<'_>], config: &Config) -> Lack {
+    let mut lack = Lack::default();
     // What a guest proposes itself is a wish: it is met from what is free, and nobody else is asked for it.
     for vm in vms.iter().filter(|vm| vm.state != VmState::Ok || vm.voluntary().is_none()) {
         let wanted = urgent_want(vm, config);
-        lacking = lacking.plus(grant_cost(vm, wanted));
-        below = below.plus(grant_cost(vm, wanted.min(vm.sample.sizes.memory())));
+        let cost = grant_cost(vm, wanted);
+        lack.all = lack.all.plus(cost);
+        if vm.state == VmState::Distressed {
+            lack.hurting = lack.hurting.plus(cost);
+        }
+        let below = grant_cost(vm, wanted.min(vm.sample.sizes.memory()));
+        lack.below_baseline = lack.below_baseline.plus(below);
     }
-    (lacking, below)
+    lack
 }
 
 /// The target a VM should have now if memory can be had: a pin, what it wants in distress, what it proposes itself, a
@@ -164,6 +168,22 @@ fn grant_all(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
     });
 }
 
+/// Where less is free than the slack, who holds more than baseline and need gives that now and not slowly: the next
+/// guest in distress shall not have to wait for it.
+fn replenish(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
+    let slack = balance.config.slack_share.of(balance.host.budget);
+    let excess = |vm: &Vm<'_>| match vm.need {
+        Some(need) if vm.is_calm() => vm.target.minus(need.max(vm.sample.sizes.memory())),
+        _ => Bytes::ZERO,
+    };
+    let idle = |vm: &Vm<'_>, _| Reason::Idle {
+        source: vm.source,
+        need: vm.need.unwrap_or(Bytes::ZERO),
+        memory: vm.sample.sizes.memory(),
+    };
+    balance.take(vms, slack.minus(balance.room.plus(balance.in_flight)), excess, idle);
+}
+
 /// What has time: idle VMs give back what they hold beyond baseline and need; VMs below their need or their
 /// baseline are brought back up while enough stays free for whoever is in distress next. A VM that proposes its own
 /// target has its own pace.
@@ -176,7 +196,7 @@ fn slow_moves(balance: &mut Balance<'_>, vms: &mut [Vm<'_>], history: &mut Histo
     }
     history.slow_at = Some(now);
     let slow = |vm: &Vm<'_>| vm.state == VmState::Ok && !vm.eased && vm.voluntary().is_none();
-    for vm in vms.iter_mut().filter(|vm| slow(vm) && !vm.history.seeks) {
+    for vm in vms.iter_mut().filter(|vm| !vm.eased && vm.is_calm()) {
         let Some(need) = vm.need else { continue };
         let memory = vm.sample.sizes.memory();
         let excess = vm.target.minus(memory.max(need));

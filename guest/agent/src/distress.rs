@@ -2,17 +2,17 @@
 //!
 //! | sign | when |
 //! | --- | --- |
-//! | `low` | available is below a sixteenth of the total, at least 12 MiB: the margin |
+//! | `low` | available is below a thirty-second of the total, at least 4 MiB: the margin |
 //! | `falling` | available fell by 4 MiB or more in a quarter of a second, and at that rate reaches the margin within two intervals (4 s at most) |
 //! | `committed` | what programs were promised rose by a thirty-second of the total, at least 8 MiB, since the last report |
 //! | `swapping` | 32 pages or more went to or came from swap in a quarter of a second |
-//! | `stalls` | an allocation had to reclaim, and available is below four margins |
-//! | `refaults` | 64 pages or more were read again soon after they were given up, or 64 faults had to read, in a quarter of a second, and available is below four margins |
+//! | `stalls` | an allocation had to reclaim, and available is below eight margins |
+//! | `refaults` | 64 pages or more were read again soon after they were given up, or 64 faults had to read, in a quarter of a second, and available is below eight margins |
 //! | `oom-kill` | a process was ended for want of memory |
-//! | `pressure` | the kernel's PSI trigger fired, and available is below four margins |
+//! | `pressure` | the kernel's PSI trigger fired, and available is below eight margins |
 //!
 //! With plenty available, stalls, faults and pressure have other causes: a program starting, a control group at its
-//! own limit. So above eight margins the counters are not even read out of turn. They are in the regular reports
+//! own limit. So above sixteen margins the counters are not even read out of turn. They are in the regular reports
 //! all the same.
 //!
 //! A new sign is told at once, but never twice within 100 ms; signs that last are repeated every 200 ms, and, when
@@ -26,11 +26,12 @@ use plimsoll_units::Bytes;
 use crate::signs::Signs;
 
 /// The least margin.
-const LEAST_MARGIN: Bytes = Bytes::mib(12);
-/// The margin is the total divided by this.
-const MARGIN_PART: u64 = 16;
+const LEAST_MARGIN: Bytes = Bytes::mib(4);
+/// The margin is the total divided by this. Half of the share at which the arbiter calls it distress: the total is what
+/// the guest was told of, and what it holds is often half of that.
+const MARGIN_PART: u64 = 32;
 /// So many margins are the limit of what counts as scarce.
-const SCARCE: u64 = 4;
+const SCARCE: u64 = 8;
 /// The span of time in which things are counted.
 const WINDOW_MS: u64 = 250;
 /// More looks than a window holds are not kept.
@@ -216,9 +217,9 @@ mod test {
     }
 
     #[test]
-    fn low_is_below_a_sixteenth_but_never_below_12_mib() {
+    fn low_is_below_a_thirty_second_but_never_below_4_mib() {
         for (total, available, low) in
-            [(1024, 64, false), (1024, 63, true), (96, 12, false), (96, 11, true), (64, 5, true)]
+            [(1024, 32, false), (1024, 31, true), (96, 4, false), (96, 3, true), (64, 3, true)]
         {
             let signs = Watch::new().look(0, &with(total, available), 1000, false);
             assert_eq!(signs.has(Signs::LOW), low, "{available} of {total}");
@@ -227,9 +228,9 @@ mod test {
 
     #[test]
     fn a_fall_counts_when_it_reaches_the_margin_within_two_intervals() {
-        // 20 MiB in 100 ms: 400 MiB in two intervals, and the margin is 64.
-        assert_eq!(after(with(1024, 464 + 20), with(1024, 464)), Signs::FALLING);
-        assert_eq!(after(with(1024, 465 + 20), with(1024, 465)), Signs::NONE);
+        // 20 MiB in 100 ms: 400 MiB in two intervals, and the margin is 32.
+        assert_eq!(after(with(1024, 432 + 20), with(1024, 432)), Signs::FALLING);
+        assert_eq!(after(with(1024, 433 + 20), with(1024, 433)), Signs::NONE);
         assert_eq!(after(with(1024, 73), with(1024, 70)), Signs::NONE, "3 MiB are noise");
     }
 

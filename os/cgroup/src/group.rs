@@ -132,6 +132,12 @@ impl MemCgroup {
         file::write(&self.dir, "memory.min", &min.text_v2())
     }
 
+    /// How readily the kernel swaps its anonymous and shared memory instead of dropping its page cache, 0 to 200 (v1
+    /// `memory.swappiness`). There is no such file in version 2, where it is one setting for the whole host.
+    pub fn set_swappiness(&self, swappiness: u8) -> Result<(), CgroupError> {
+        file::write(&self.dir, "memory.swappiness", &swappiness.to_string())
+    }
+
     /// Above this it is slowed down and reclaimed from (v2 `memory.high`).
     pub fn high(&self) -> Result<Limit, CgroupError> {
         self.v2_limit("memory.high")

@@ -18,6 +18,7 @@ use super::text::{show_duration, show_share};
 pub(crate) struct RawPolicy {
     distress_share: Option<Share>,
     distress_least: Option<Size>,
+    agent_least: Option<Size>,
     headroom_share: Option<Share>,
     guest_swap_rate: Option<Size>,
     guest_stall_rate: Option<u64>,
@@ -50,6 +51,7 @@ impl RawPolicy {
         let policy = Policy {
             distress_share: share(self.distress_share, d.distress_share),
             distress_least: size(self.distress_least, d.distress_least),
+            agent_least: size(self.agent_least, d.agent_least),
             headroom_share: share(self.headroom_share, d.headroom_share),
             guest_swap_rate: size(self.guest_swap_rate, d.guest_swap_rate),
             guest_stall_rate: self.guest_stall_rate.unwrap_or(d.guest_stall_rate),
@@ -114,6 +116,7 @@ pub(crate) fn entries(p: &Policy) -> Vec<(&'static str, String)> {
     vec![
         ("distress-share", share(p.distress_share)),
         ("distress-least", size(p.distress_least)),
+        ("agent-least", size(p.agent_least)),
         ("headroom-share", share(p.headroom_share)),
         ("guest-swap-rate", size(p.guest_swap_rate)),
         ("guest-stall-rate", p.guest_stall_rate.to_string()),

@@ -144,7 +144,7 @@ mod test {
         let plan = plan_twice(&snapshot(6000, M(300), vec![a.clone()]), &config, &mut past);
         assert_eq!(to(&plan, 1), Some(M(300)), "the host may go lower: {plan:?}");
         // What it proposes beyond what is free it does not get.
-        a.agent = agent(6000, M(480), M(200), Bytes(1 << 63));
+        a.agent = agent(6000, M(480), M(200), Bytes(1 << 50));
         let budget = before.plus(M(10));
         let plan = plan_twice(&snapshot(6000, budget, vec![a]), &config, &mut history);
         assert_eq!(to(&plan, 1), Some(budget), "{plan:?}");

@@ -131,6 +131,19 @@ mod test {
     }
 
     #[test]
+    fn who_is_owed_memory_is_not_asked_for_it() {
+        let config = Config::default();
+        let mut history = History::default();
+        let mut a = vm(1, M(64), M(160), M(256));
+        a.stats = stats(0, M(100));
+        plan_twice(&snapshot(0, M(176), vec![a.clone()]), &config, &mut history);
+        a.sizes = a.sizes.with_memory(M(240)).unwrap();
+        a.stats = stats(1000, M(100));
+        let plan = plan_twice(&snapshot(1000, M(176), vec![a]), &config, &mut history);
+        assert_eq!(to(&plan, 1), Some(M(176)), "{plan:?}");
+    }
+
+    #[test]
     fn a_short_host_takes_spare_first_then_baselines_then_floors() {
         let config = Config::default();
         let (mut a, mut b) = (vm(1, M(64), M(128), M(512)), vm(2, M(64), M(128), M(512)));
@@ -233,9 +246,10 @@ mod test {
         b.stats = stats(0, M(1));
         let plan = plan_twice(&snapshot(0, M(310), vec![a.clone(), b.clone()]), &config, &mut history);
         // It uses 40M, and 24M are its headroom.
-        assert_eq!(to(&plan, 1), Some(M(64)));
-        a.target = MemTarget(M(64));
-        for (now, actual) in [(100, 160), (200, 100), (300, 64)] {
+        // To the last: the other is in distress and wants all it was told of. Half as much again as the margin is left.
+        assert_eq!(to(&plan, 1), Some(M(55)));
+        a.target = MemTarget(M(55));
+        for (now, actual) in [(100, 160), (200, 100), (300, 55)] {
             a.actual = MemTarget(M(actual));
             let plan = plan_twice(&snapshot(now, M(310), vec![a.clone(), b.clone()]), &config, &mut history);
             assert_eq!(

@@ -76,7 +76,7 @@ impl World {
                 (rest.saturating_sub(reserved).saturating_sub(32 << 20) * 5 / 6).clamp(20 << 20, 150 << 20);
             let load = (20 << 20) + self.random() % (most - (20 << 20) + 1);
             self.loads[i] = Bytes(load);
-            rest = rest.saturating_sub(self.config.need(Bytes(load)).0);
+            rest = rest.saturating_sub(self.config.need(plimsoll_model::Source::Device, Bytes(load)).0);
         }
     }
 

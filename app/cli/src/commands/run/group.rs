@@ -12,6 +12,10 @@ use crate::record::Record;
 /// How long the processes of an ended VM may take to leave their group.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Of the host's memory behind a VM, page cache goes first. 1 and not 0: in version 1 that would have the kernel kill
+/// where there is no page cache left (`get_scan_count` in mm/vmscan.c).
+const SWAPPINESS: u8 = 1;
+
 /// A group that is to be made inside one that exists.
 #[derive(Debug)]
 pub(super) struct Group(String);
@@ -34,6 +38,9 @@ impl Group {
     /// Makes it; returns the files into which a process writes its number to join.
     pub(super) fn create(&self) -> anyhow::Result<Vec<PathBuf>> {
         let group = Hierarchies::discover()?.create(&self.0)?;
+        // What a VM was granted it shall have. Without this the kernel swaps the guest's memory to make room for the page
+        // cache of files that the VMM reads, though that could be dropped.
+        CgroupError::optional(group.set_swappiness(SWAPPINESS))?;
         let mut join = vec![group.dir().join("cgroup.procs")];
         match group.pressure_group() {
             // On version 2 that is the group itself; in hybrid mode its twin, which tells the pressure.
