@@ -47,7 +47,9 @@ impl Console {
             return answer.clone().map_or(Seen::Running, Seen::Answered);
         }
         if known.len() == REMEMBERED {
-            known.pop_front();
+            // One that runs would be carried out twice when it is asked for again; those are few.
+            let oldest = known.iter().position(|(_, answer)| answer.is_some()).unwrap_or(0);
+            known.remove(oldest);
         }
         known.push_back((id.to_owned(), None));
         Seen::New
@@ -91,6 +93,18 @@ mod test {
         assert_eq!(console.arrive("a1"), Seen::Running);
         console.answer("a1", "ok pong");
         assert_eq!(console.arrive("a1"), Seen::Answered("ok pong".into()));
+    }
+
+    #[test]
+    fn a_command_that_runs_is_not_forgotten_for_many_that_were_answered() {
+        let console = Console::default();
+        assert_eq!(console.arrive("long"), Seen::New);
+        for n in 0..10 * REMEMBERED {
+            console.arrive(&format!("c{n}"));
+            console.answer(&format!("c{n}"), "ok");
+        }
+        assert_eq!(console.arrive("long"), Seen::Running);
+        assert_eq!(console.lock().len(), REMEMBERED);
     }
 
     #[test]
