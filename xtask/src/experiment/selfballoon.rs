@@ -157,7 +157,7 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         .note("grow_ticks are of 1 s, the daemon's default; counted from the command to the guest's console");
     ready::guests("the experiment")?;
     ready::programs()?;
-    let kept = Kept::serve("selfballoon", &config(&settings))?;
+    let kept = Kept::serve("selfballoon", &config(&settings, options.logs.as_deref())?)?;
     let done = play(&kept, &settings, &mut paper);
     if let Some(dir) = &options.logs {
         keep_logs(&kept, &settings.kinds, dir)?;
@@ -168,10 +168,15 @@ pub(crate) fn command(options: &Options) -> Result<()> {
 }
 
 /// Memory for every guest at its full size and its VMM, and twice as much: nobody has to give for another.
-fn config(settings: &Settings) -> String {
+fn config(settings: &Settings, logs: Option<&Path>) -> Result<String> {
     let guests = u64::try_from(settings.kinds.len()).unwrap_or(u64::MAX);
     let budget = settings.told.plus(Bytes::mib(256)).scale(guests.saturating_mul(2), 1);
-    format!("[host]\nbudget = \"{budget}\"\nreserve = \"0\"\nlow = \"16M\"\n")
+    let mut config = format!("[host]\nbudget = \"{budget}\"\nreserve = \"0\"\nlow = \"16M\"\n");
+    if let Some(logs) = logs {
+        let journal = std::path::absolute(logs.join("journal"))?;
+        config.push_str(&format!("\n[journal]\ndir = \"{}\"\n", journal.display()));
+    }
+    Ok(config)
 }
 
 fn play(kept: &Kept, settings: &Settings, paper: &mut Paper) -> Result<()> {
@@ -257,13 +262,12 @@ fn conclude(options: &Options, settings: &Settings, paper: &mut Paper) -> Result
 /// Keeps what the daemon wrote and what it says of its guests, for whoever asks why.
 fn keep_logs(kept: &Kept, kinds: &[Kind], dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let entries = std::fs::read_dir(kept.dir()).context("cannot read the run folder")?;
-    let journal = std::fs::read_dir(kept.dir().join("journal"));
-    let files = entries.flatten().chain(journal.into_iter().flatten().flatten());
-    for file in files.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())) {
-        let path = file.path();
-        std::fs::copy(&path, dir.join(file.file_name()))
-            .with_context(|| format!("cannot copy {}", path.display()))?;
+    let copy = |from: &Path, to: String| {
+        std::fs::copy(from, dir.join(to)).with_context(|| format!("cannot copy {}", from.display()))
+    };
+    copy(&kept.dir().join("plimsolld.log"), "plimsolld.log".into())?;
+    for kind in kinds.iter().map(|kind| kind.name()) {
+        copy(&kept.dir().join("run").join(kind).join("console.log"), format!("console-{kind}.log"))?;
     }
     let mut questions = vec![vec!["list"], vec!["host"], vec!["events"]];
     questions.extend(kinds.iter().map(|kind| vec!["explain", kind.name()]));
@@ -299,7 +303,10 @@ mod test {
         assert_eq!((quick.steps.len(), whole.steps.len()), (STEPS, STEPS));
         assert_eq!(quick.kinds, [Kind::Uml, Kind::QemuLinux]);
         assert_eq!((quick.steps[0].as_str(), quick.steps[1].as_str()), ("fill 358M 1", "grab 153M 2"));
-        assert_eq!(config(&whole), "[host]\nbudget = \"3G\"\nreserve = \"0\"\nlow = \"16M\"\n");
+        assert_eq!(
+            config(&whole, None).expect("no path"),
+            "[host]\nbudget = \"3G\"\nreserve = \"0\"\nlow = \"16M\"\n"
+        );
     }
 
     #[test]

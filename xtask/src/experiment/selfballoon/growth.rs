@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::guest::{Counted, Guest};
 
 /// How long a load may take before the experiment gives it up.
-const LOAD_LIMIT: Duration = Duration::from_secs(60);
+const LOAD_LIMIT: Duration = Duration::from_secs(180);
 /// How long the guest is watched for its goal after the load is done.
 const GOAL_LIMIT: Duration = Duration::from_secs(10);
 /// How long a guest is given to come to rest.

@@ -23,6 +23,10 @@ const AGENT_LIMIT: Duration = Duration::from_secs(20);
 /// How long it may take to answer a question that costs it nothing.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
+/// A guest that is idle would rest at the floor for its size, and not at its goal, which is what is looked at here;
+/// and a guest that is held tighter has more to ask for.
+const LEAST_USABLE: &str = "min_usable_mb=32";
+
 /// What runs a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -98,7 +102,7 @@ impl<'k> Guest<'k> {
         let name = kind.name();
         let mut command = kept.plimsoll();
         command.args(["run", "--name", name, "--memory", &maxmem.to_string()]);
-        command.args(["--floor", &floor.to_string()]).args(kind.words()?);
+        command.args(["--floor", &floor.to_string(), "--tune", LEAST_USABLE]).args(kind.words()?);
         run::quiet(&mut command)?;
         let dir = kept.dir().join("run").join(name);
         let console = open_console(&dir)?;
