@@ -52,7 +52,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "RATIO")]
     ratio: Option<Ratio>,
     /// What each guest is told it has
-    #[arg(long, default_value = "192M", value_name = "SIZE")]
+    #[arg(long, default_value = "256M", value_name = "SIZE")]
     told: Bytes,
     /// Eight guests, two runs, the hard setting only: within 12 minutes
     #[arg(long)]

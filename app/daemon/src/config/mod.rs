@@ -90,7 +90,7 @@ impl Default for Config {
                 low: None,
                 cgroup: None,
                 overhead_qemu: Bytes::mib(64),
-                overhead_uml: Bytes::mib(4),
+                overhead_uml: Bytes::ZERO,
             },
             journal: JournalConfig { dir: JournalDir::Auto, max_size: Bytes::mib(64), keep: 8 },
             policy: plimsoll_policy::Config::default(),

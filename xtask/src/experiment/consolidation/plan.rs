@@ -94,10 +94,12 @@ const LIVE_PERCENT: u64 = 75;
 /// Unmanaged guests that swap less than this share of the limit are no comparison.
 const PRESSURE_PERCENT: u64 = 20;
 /// Files all guests compile together, and the least each does: fewer would be all loading of the compiler.
-const FILES: u64 = 200;
+const FILES: u64 = 160;
 const LEAST_FILES: u64 = 12;
-/// How often each guest has its turn.
-const ROUNDS: u64 = 2;
+/// How often each guest has its turn, where they are few and where they are many.
+const ROUNDS: [u64; 2] = [2, 1];
+/// From so many on guests are many.
+const MANY: u64 = 16;
 /// A guest's own swap disk: enough to live on when it is squeezed, not to hide all of its memory in.
 const GUEST_SWAP: Bytes = Bytes::mib(64);
 
@@ -106,7 +108,7 @@ pub(crate) const BUILD_LIMIT: Duration = Duration::from_secs(300);
 /// No single step of a turn takes longer: a guest that swaps its heart out is slow, not dead.
 pub(crate) const STEP_LIMIT: Duration = Duration::from_secs(120);
 /// No phase of turns takes longer.
-pub(crate) const TURNS_LIMIT: Duration = Duration::from_secs(300);
+pub(crate) const TURNS_LIMIT: Duration = Duration::from_secs(600);
 /// No boot of all guests takes longer.
 pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
@@ -137,7 +139,7 @@ impl Plan {
             files: (FILES / vms.max(1)).max(LEAST_FILES),
             fill,
             at_a_time,
-            rounds: ROUNDS,
+            rounds: if vms < MANY { ROUNDS[0] } else { ROUNDS[1] },
             least_swapped: limit.scale(PRESSURE_PERCENT, 100).pages_floor().0,
         };
         if vms < 4 {
@@ -196,14 +198,14 @@ mod test {
 
     #[test]
     fn the_published_sizes() {
-        let hard = Plan::new(Setting::Hard, 35, Bytes::mib(192)).expect("possible");
-        assert_eq!((hard.limit, hard.swap), (Bytes::mib(3360), Bytes::mib(6720)));
-        assert_eq!((hard.at_a_time, hard.fill), (9, Bytes::mib(120)));
-        let field = Plan::new(Setting::Field, 35, Bytes::mib(192)).expect("possible");
-        assert_eq!((field.limit, field.swap), (Bytes::mib(6144), Bytes::mib(3072)));
-        let quick = Plan::new(Setting::Hard, 8, Bytes::mib(192)).expect("possible");
-        assert_eq!((quick.limit, quick.at_a_time, quick.files), (Bytes::mib(768), 2, 25));
-        assert_eq!(quick.least_swapped, 39_321);
+        let hard = Plan::new(Setting::Hard, 35, Bytes::mib(256)).expect("possible");
+        assert_eq!((hard.limit, hard.swap), (Bytes::mib(4480), Bytes::mib(8960)));
+        assert_eq!((hard.at_a_time, hard.fill, hard.rounds), (12, Bytes::mib(160), 1));
+        let field = Plan::new(Setting::Field, 35, Bytes::mib(256)).expect("possible");
+        assert_eq!((field.limit, field.swap), (Bytes::mib(8192), Bytes::mib(4096)));
+        let quick = Plan::new(Setting::Hard, 8, Bytes::mib(256)).expect("possible");
+        assert_eq!((quick.limit, quick.at_a_time, quick.files), (Bytes::mib(1024), 2, 20));
+        assert_eq!((quick.least_swapped, quick.rounds), (52_428, 2));
     }
 
     #[test]
