@@ -48,8 +48,6 @@ fn self_ballooning_by_an_absurd_promise_stays_within_maxmem() {
 
 /// 2^63 bytes are more than all programs of a machine can address: an agent that says so lies, and its guest is judged by
 /// its balloon's statistics.
-///
-/// KNOWN TO FAIL: the arbiter believes any `committed` (`plausible` in `core/policy`).
 #[test]
 fn an_agent_that_tells_of_an_absurd_promise_is_not_believed() {
     act("an_agent_that_tells_of_an_absurd_promise_is_not_believed", Kind::Uml, |world| {

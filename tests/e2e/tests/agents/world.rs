@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
+use plimsoll_api::http::VmView;
 use plimsoll_e2e::{Bed, Kind, Limit, PATIENCE, Vm, Watch, mib, sizes};
 use plimsoll_model::{Source, VmState};
 use plimsoll_units::Bytes;
@@ -106,23 +107,37 @@ impl World<'_, '_> {
     fn end(mut self) {
         let (bed, watch) = (self.suspect.bed, self.watch.take().expect("it is watched over"));
         let (said, samples) = watch.end(Limit::Strict);
+        let mut heard = 0;
         for sample in &samples {
             for vm in &sample.list.vms {
                 let within = vm.target.0 >= vm.sizes.floor() && vm.target.0 <= vm.sizes.maxmem();
                 assert!(within, "{vm:#?}");
                 if vm.name.as_str() == "honest" {
-                    let unmoved = (vm.target.0, vm.actual.0, vm.state, vm.source)
-                        == (mib(HONEST.0), mib(HONEST.0), VmState::Ok, Source::Agent);
-                    assert!(unmoved, "{vm:#?}");
+                    assert!(is_unmoved(vm), "{vm:#?}");
+                    heard += usize::from(vm.source == Source::Agent);
                 }
                 // Its agent was never started.
                 assert!(vm.name.as_str() != "needy" || vm.source != Source::Agent, "{vm:#?}");
             }
         }
+        assert!(
+            heard * 2 > samples.len(),
+            "the honest agent was heard at {heard} of {} looks",
+            samples.len()
+        );
         is_believed_for_three_ticks(bed);
         assert_eq!(self.honest.bed.count("honest", "distressed"), 0);
         tell(&said);
     }
+}
+
+/// The honest guest as it should be seen. On a machine so busy that it is not heard for three seconds it may be seen as
+/// one that is not heard; it keeps what it has even then.
+fn is_unmoved(vm: &VmView) -> bool {
+    let well = (vm.state, vm.source) == (VmState::Ok, Source::Agent);
+    let late = vm.agent.is_none_or(|agent| agent.age_ms > BELIEVED_MS);
+    let unheard = late && matches!(vm.state, VmState::Ok | VmState::Unreachable);
+    (vm.target.0, vm.actual.0) == (mib(HONEST.0), mib(HONEST.0)) && (well || unheard)
 }
 
 /// At no tick was an agent believed that said what cannot be, or nothing for three seconds; and each time an agent was
@@ -131,7 +146,11 @@ impl World<'_, '_> {
 fn is_believed_for_three_ticks(bed: &Bed) {
     let ticks = bed.ticks();
     let mut last_word = None;
+    let mut before = ticks[0].snapshot.now;
     for tick in &ticks {
+        // A daemon that this machine does not let run finds out when it runs again.
+        let gap_ms =
+            tick.snapshot.now.millis_since(std::mem::replace(&mut before, tick.snapshot.now)).max(TICK_MS);
         for (vm, verdict) in tick.snapshot.vms.iter().zip(&tick.plan.verdicts) {
             assert_eq!(vm.id, verdict.vm);
             if verdict.source == Source::Agent {
@@ -149,7 +168,7 @@ fn is_believed_for_three_ticks(bed: &Bed) {
             {
                 let after_ms = tick.snapshot.now.millis_since(at);
                 assert!(
-                    after_ms <= BELIEVED_MS + TICK_MS + LATE_MS,
+                    after_ms <= BELIEVED_MS + gap_ms + LATE_MS,
                     "found out after {after_ms} ms: {tick:#?}"
                 );
             }

@@ -15,9 +15,6 @@ const LOOKS: u64 = 6;
 
 /// An operator gives an idle guest a higher baseline than there is room for. Nobody else needs anything, so nobody is to
 /// be asked, and least of all the guest itself.
-///
-/// KNOWN TO FAIL: what the guest lacks to its baseline is taken from what it can spare, so that it is asked for tens of
-/// MiB at one tick and given them at the next, for ever (`relieve_guests` in `core/policy`).
 #[test]
 fn a_guest_that_is_owed_memory_is_not_asked_to_give_for_itself() {
     const NAME: &str = "a_guest_that_is_owed_memory_is_not_asked_to_give_for_itself";
