@@ -1,12 +1,13 @@
 //! The testbed itself on real guests: what tests of Plimsoll rely on.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use plimsoll_testbed::guard::TestCgroup;
+use plimsoll_testbed::guard::{DiskDir, TestCgroup};
 use plimsoll_testbed::guest::{Accel, Guest, QemuSpec, UmlSpec, probe_kvm};
 use plimsoll_testbed::skip::{skip, unless_available, unless_root};
 use plimsoll_testbed::wait::poll_until;
-use plimsoll_testbed::{BedError, images};
+use plimsoll_testbed::{BedError, images, paths};
 use plimsoll_units::Bytes;
 
 /// Longer than any step takes under emulation on a busy machine.
@@ -153,4 +154,38 @@ fn the_kvm_probe_ends_and_tells_the_truth() {
     }
     let spec = QemuSpec { accel: Accel::Kvm, ..QemuSpec::new("kvm", Bytes::mib(192), image) };
     spec.boot().expect("the probe said that it boots").send("ping", STEP).expect("answers");
+}
+
+/// The compiler, the sources and the list are the host's; the guest has nothing of them in its image.
+#[test]
+fn the_hosts_compiler_works_in_a_guest_and_the_page_cache_keeps_it() {
+    let name = "guests::the_hosts_compiler_works_in_a_guest_and_the_page_cache_keeps_it";
+    let Some(image) = unless_available(name, images::uml()) else { return };
+    let Some(compiler) = unless_available(name, paths::program("gcc", "gcc")) else { return };
+    let dir = DiskDir::create("compile").expect("a directory");
+    let (source, list) = (dir.path().join("a.c"), dir.path().join("list"));
+    std::fs::write(&source, "int twice(int n) { return 2 * n; }\n").expect("writes");
+    let cc1 = Command::new(&compiler).arg("-print-prog-name=cc1").output().expect("runs").stdout;
+    let cc1 = String::from_utf8(cc1).expect("a path");
+    let (compiler, source) = (compiler.display(), source.display());
+    let good = format!("{compiler} -O2 -c {source} -o %o\n");
+    std::fs::write(&list, format!("keep {}\n{good}{compiler} -c /no/such.c -o %o\n", cc1.trim()))
+        .expect("writes");
+    let mut spec = UmlSpec::new("compile", Bytes::mib(160), image);
+    spec.disks = vec![dir.sparse_file("swap", Bytes::mib(16)).expect("makes")];
+    let guest = spec.boot().expect("boots");
+    guest.send("swapon /dev/ubda", STEP).expect("swaps");
+    assert!(guest.send("meminfo", STEP).expect("answers").number("swap_total") > Some(8 << 20));
+    guest.send("hostfs", STEP).expect("sees the host's files");
+    let list = list.display();
+    let built = guest.send(&format!("build {list} 2 1"), STEP).expect("compiles");
+    assert_eq!((built.number("made"), built.number("failed")), (Some(1), Some(0)), "{}", built.text());
+    let faults = || guest.send("vmstat", STEP).expect("answers").number("pgmajfault").expect("counted");
+    let cold = faults();
+    guest.send(&format!("build {list} 0 1"), STEP).expect("compiles");
+    let warm = faults() - cold;
+    // What is not kept (the assembler, libraries) is read again.
+    assert!(warm < cold / 2, "{cold} faults that had to read, and then {warm}");
+    let refused = guest.send(&format!("build {list} 0 2"), STEP).expect_err("one cannot").to_string();
+    assert!(refused.contains("made=1") && refused.contains("/no/such.c"), "{refused}");
 }

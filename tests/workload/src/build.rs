@@ -2,17 +2,26 @@
 //!
 //! That gives a guest real work without an image of its own: it reads programs, libraries and sources through its
 //! page cache and leaves them there, and its compiler needs memory as a compiler does.
+//!
+//! hostfs forgets a file and its pages as soon as nobody has it open (its dentries are `always_delete_dentry`),
+//! which no file system of a real guest's does. So what a build reads is kept open here: its pages stay in the page
+//! cache until the guest's kernel wants the memory, and that they are open does not keep it from taking them.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::memory::{Job, to_u64};
 use crate::system::{HOST, HOST_OUT};
 
 /// In a command, the file it shall write.
 const OUTPUT: &str = "%o";
+/// Begins a line of the list that names a file to keep open.
+const KEEP: &str = "keep ";
 /// The longest list that is taken.
 const LONGEST_LIST: u64 = 16 << 20;
 /// Of what a failed program said, so much is told.
@@ -33,26 +42,68 @@ pub(crate) struct Built {
     pub(crate) stopped: bool,
 }
 
+/// Files that are kept open, see the module.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    files: BTreeMap<String, File>,
+}
+
+impl Kept {
+    /// Opens a file, if it is one. One that cannot be kept is merely read again.
+    fn keep(&mut self, path: &str) {
+        if path.starts_with('/') && !self.files.contains_key(path) && below(path).is_file() {
+            self.files.extend(File::open(below(path)).ok().map(|file| (path.to_owned(), file)));
+        }
+    }
+}
+
+/// Lets this process have as many files open as it may.
+fn open_many() -> io::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
 /// Runs `count` commands of the list, which is named as the host names it. What they write stays until the last
-/// one is done, as a build's objects do, and is removed then.
-pub(crate) fn run(list: &str, first: u64, count: u64, job: &mut Job<'_>) -> io::Result<Built> {
+/// one is done, as a build's objects do, and is removed then. Lines `keep FILE` name what all of them read.
+pub(crate) fn run(
+    list: &str,
+    first: u64,
+    count: u64,
+    kept: &mut Kept,
+    job: &mut Job<'_>,
+) -> io::Result<Built> {
     let list = below(list);
     if fs::metadata(&list)?.len() > LONGEST_LIST {
         return Err(io::Error::other(format!("{} is no list of commands: too long", list.display())));
     }
     let text = fs::read_to_string(&list)?;
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    open_many()?;
+    text.lines().filter_map(|line| line.strip_prefix(KEEP)).for_each(|path| kept.keep(path.trim()));
+    let lines: Vec<&str> = commands(&text).collect();
     if lines.is_empty() {
         return Err(io::Error::other(format!("{} has no commands", list.display())));
     }
     let out = format!("{HOST_OUT}/out");
     fs::create_dir_all(below(&out))?;
-    let built = run_lines(&lines, first, count, &out, job);
+    let range = (first, count);
+    let built = run_lines(&lines, range, &out, kept, job);
     fs::remove_dir_all(below(&out))?;
     built
 }
 
-fn run_lines(lines: &[&str], first: u64, count: u64, out: &str, job: &mut Job<'_>) -> io::Result<Built> {
+/// The commands of a list.
+fn commands(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with(KEEP))
+}
+
+fn run_lines(
+    lines: &[&str],
+    (first, count): (u64, u64),
+    out: &str,
+    kept: &mut Kept,
+    job: &mut Job<'_>,
+) -> io::Result<Built> {
     let mut built = Built::default();
     for n in 0..count {
         if job.stopped() {
@@ -61,7 +112,9 @@ fn run_lines(lines: &[&str], first: u64, count: u64, out: &str, job: &mut Job<'_
         }
         let index = usize::try_from(first.wrapping_add(n) % to_u64(lines.len())).unwrap_or(0);
         let file = format!("{out}/{n}");
-        let words = words(lines.get(index).copied().unwrap_or_default(), &file);
+        let line = lines.get(index).copied().unwrap_or_default();
+        let words = words(line, &file);
+        line.split_ascii_whitespace().for_each(|word| kept.keep(word));
         let output = Command::new("/bin/busybox")
             .args(["chroot", HOST])
             .args(&words)
@@ -105,12 +158,23 @@ impl Built {
 mod test {
     use std::process::Command;
 
-    use super::{Built, below, words};
+    use super::{Built, Kept, below, commands, words};
 
     #[test]
     fn a_command_gets_its_file() {
         assert_eq!(words("gcc -c  /a/b.c -o %o", "/mnt/out/3"), ["gcc", "-c", "/a/b.c", "-o", "/mnt/out/3"]);
         assert_eq!(below("/usr/bin"), std::path::Path::new("/host/usr/bin"));
+    }
+
+    #[test]
+    fn lines_that_keep_files_are_no_commands() {
+        let text = "keep /usr/bin/gcc\n\ngcc -c /a.c -o %o\n";
+        assert_eq!(commands(text).collect::<Vec<_>>(), ["gcc -c /a.c -o %o"]);
+        let mut kept = Kept::default();
+        for word in ["-c", "relative", "/no/such/file"] {
+            kept.keep(word);
+        }
+        assert!(kept.files.is_empty());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use plimsoll_units::Bytes;
 
-use crate::build::{self, Built};
+use crate::build::{self, Built, Kept};
 use crate::churn;
 use crate::command::{Command, Step, Work};
 use crate::counters::Ticker;
@@ -20,15 +20,14 @@ use crate::memory::{Done, Held, Job, Residence, Verdict};
 pub(crate) fn run() -> std::io::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let commands = spawn_reader(Arc::clone(&stop));
-    let mut held = Held::default();
+    let (mut held, mut kept) = (Held::default(), Kept::default());
     let mut out = std::io::stdout();
     for line in commands {
         let answer = match Command::parse(&line) {
-            Ok(Command::Step(Step::Work(work))) => {
-                carry_out(&work, &mut held, &stop).unwrap_or_else(|error| {
+            Ok(Command::Step(Step::Work(work))) => carry_out(&work, (&mut held, &mut kept), &stop)
+                .unwrap_or_else(|error| {
                     format!("error reason={:?} held={}", error.to_string(), held.size().0)
-                })
-            }
+                }),
             Ok(_) => format!("error reason=\"the worker does not know {line:?}\""),
             Err(error) => format!("error reason={:?}", error.to_string()),
         };
@@ -57,7 +56,11 @@ fn spawn_reader(stop: Arc<AtomicBool>) -> Receiver<String> {
     receiver
 }
 
-fn carry_out(work: &Work, held: &mut Held, stop: &AtomicBool) -> std::io::Result<String> {
+fn carry_out(
+    work: &Work,
+    (held, kept): (&mut Held, &mut Kept),
+    stop: &AtomicBool,
+) -> std::io::Result<String> {
     let mut tell = |count: u64| {
         // `serve` is gone when this fails, and then this process ends with its standard input.
         drop(writeln!(std::io::stdout(), "tick {count}"));
@@ -76,7 +79,9 @@ fn carry_out(work: &Work, held: &mut Held, stop: &AtomicBool) -> std::io::Result
         Work::Hold(time) => {
             format!("ok stopped={} held={}", !job.wait(*time), held.size().0)
         }
-        Work::Build(list, first, count) => build_words(&build::run(list, *first, *count, &mut job)?, held),
+        Work::Build(list, first, count) => {
+            build_words(&build::run(list, *first, *count, kept, &mut job)?, held)
+        }
         Work::Churn(time, size) => {
             let done = churn::run(*time, *size, &mut job)?;
             let churned = format!("blocks={} files={} peak={}", done.blocks, done.files, done.peak.0);

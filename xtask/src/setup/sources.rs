@@ -41,7 +41,8 @@ const INCLUDED: [&str; 5] = ["libc/include", "libm/common", "libc/stdio", "libc/
 /// Fewer would mean that something else is wrong.
 const LEAST: usize = 500;
 
-/// The list of commands, `%o` for the file that each writes.
+/// The list: `keep FILE` for what all commands read (the workload keeps it open, see there), then the commands, `%o`
+/// for the file that each writes.
 pub(crate) fn list() -> PathBuf {
     dir().join("commands")
 }
@@ -53,9 +54,8 @@ fn dir() -> PathBuf {
 /// Fetches the sources and makes the list, unless it is there and of this compiler.
 pub(super) fn fetch() -> Result<Done> {
     let compiler = Compiler::find()?;
-    let list = list();
     if fs::read_to_string(dir().join("compiler")).is_ok_and(|text| text == compiler.version) {
-        let commands = fs::read_to_string(&list).map_or(0, |text| text.lines().count());
+        let commands = fs::read_to_string(list()).map_or(0, |text| count(&text));
         if commands >= LEAST {
             return Ok(Done::Already(format!(
                 "{commands} files of {PACKAGE} for {}",
@@ -93,6 +93,29 @@ impl Compiler {
         let headers = PathBuf::from(ask(&["-print-file-name=include"])?.trim());
         ensure!(headers.is_absolute(), "{} does not say where its headers are", program.display());
         Ok(Self { version: ask(&["--version"])?, headers, program })
+    }
+
+    /// The programs that a compilation runs, the libraries they load, and the compiler's own headers for C.
+    fn parts(&self) -> Result<Vec<PathBuf>> {
+        let name =
+            |part: &str| run::quiet(Command::new(&self.program).arg(format!("-print-prog-name={part}")));
+        let mut parts = vec![self.program.clone()];
+        for part in ["cc1", "as"] {
+            let path = PathBuf::from(name(part)?.trim());
+            // A bare name is to be found as a shell finds it.
+            parts.push(if path.is_absolute() { path } else { paths::program(part, "binutils")? });
+        }
+        let loaded = run::quiet(Command::new("ldd").args(&parts))?;
+        let libraries = loaded.split_ascii_whitespace().filter(|word| word.starts_with('/'));
+        parts.extend(libraries.map(|word| PathBuf::from(word.trim_end_matches(':'))));
+        for header in ["stddef.h", "stdarg.h", "stdint.h", "limits.h", "float.h", "stdbool.h"] {
+            parts.push(self.headers.join(header));
+        }
+        // A guest follows no link that leaves its view of the host's files.
+        let mut parts: Vec<_> = parts.iter().filter_map(|part| part.canonicalize().ok()).collect();
+        parts.sort();
+        parts.dedup();
+        Ok(parts)
     }
 
     /// The command that compiles one file.
@@ -182,8 +205,35 @@ fn write_list(compiler: &Compiler) -> Result<usize> {
     }
     // Any stretch of the list shall be as much work as any other of the same length, and the same on every machine.
     good.sort_by_cached_key(|line| (fnv(line.rsplit("newlib/").next().unwrap_or(line)), line.clone()));
-    fs::write(list(), good.join("\n") + "\n")?;
+    let kept = compiler.parts()?.into_iter().chain(headers(&root)?);
+    let lines = kept.map(|path| format!("keep {}", path.display())).chain(good.iter().cloned());
+    fs::write(list(), lines.collect::<Vec<_>>().join("\n") + "\n")?;
     Ok(good.len())
+}
+
+/// How many commands a list has; none when it is of the time before it said what to keep.
+fn count(list: &str) -> usize {
+    let (kept, commands): (Vec<_>, Vec<_>) = list.lines().partition(|line| line.starts_with("keep "));
+    if kept.is_empty() { 0 } else { commands.len() }
+}
+
+/// The library's headers.
+fn headers(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut folders: Vec<_> = INCLUDED.iter().chain(&["config"]).map(|dir| root.join(dir)).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "h") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
 }
 
 fn compiles(line: &str, object: &Path) -> bool {
@@ -216,7 +266,7 @@ fn fnv(text: &str) -> u64 {
 mod test {
     use std::path::Path;
 
-    use super::{Compiler, fnv};
+    use super::{Compiler, count, fnv};
 
     #[test]
     fn a_command_compiles_one_file_without_the_hosts_headers() {
@@ -228,6 +278,21 @@ mod test {
             "{line}"
         );
         assert!(line.ends_with(" -c /s/newlib/libm/math/e_pow.c -o %o"), "{line}");
+    }
+
+    #[test]
+    fn a_list_without_what_to_keep_is_made_anew() {
+        assert_eq!(count("keep /a\nkeep /b\ngcc 1\ngcc 2\n"), 2);
+        assert_eq!((count("gcc 1\ngcc 2\n"), count("")), (0, 0));
+    }
+
+    #[test]
+    fn a_compilers_parts_are_files_of_this_machine() {
+        let compiler = Compiler::find().expect("what links this test");
+        let parts = compiler.parts().expect("ldd and gcc say");
+        let named = |name: &str| parts.iter().any(|part| part.to_string_lossy().contains(name));
+        assert!(named("cc1") && named("libc.so") && named("stddef.h"), "{parts:?}");
+        assert!(parts.iter().all(|part| part.is_file()));
     }
 
     #[test]
