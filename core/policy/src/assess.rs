@@ -135,7 +135,7 @@ impl<'a> Vm<'a> {
     /// Nothing that was known of a guest that cannot be reached holds for the one that answers next.
     fn forget_guest(&mut self) {
         let history = &mut self.history;
-        (history.distress, history.used, history.agent) = (None, None, None);
+        (history.distress, history.eased, history.used, history.agent) = (None, None, None, None);
         (history.cache, history.total_ram, history.voluntary) = (Bytes::ZERO, None, None);
     }
 
@@ -189,14 +189,21 @@ impl<'a> Vm<'a> {
         } else if grown >= config.least_move && actual.minus(self.sample.target.0) >= config.least_move {
             self.history.distress = Some((now, Signal::TookBack));
         }
-        match self.history.distress {
-            Some((at, signal)) if now.millis_since(at) <= config.distress_quiet_ms => {
-                self.eased = self.has_plenty_since(at, signal, config);
-                self.signal = (!self.eased).then_some(signal);
+        if let Some((at, signal)) = self.history.distress {
+            if now.millis_since(at) > config.distress_quiet_ms {
+                self.history.distress = None;
+            } else if self.has_plenty_since(at, signal, config) {
+                // What was given to it and is not needed may go again; only a new sign makes it distress again.
+                self.history.distress = None;
+                self.history.eased = Some(at);
+            } else {
+                self.history.eased = None;
+                self.signal = Some(signal);
             }
-            Some(_) => self.history.distress = None,
-            None => {}
         }
+        self.history.eased =
+            self.history.eased.filter(|at| now.millis_since(*at) <= config.distress_quiet_ms);
+        self.eased = self.history.eased.is_some();
     }
 
     /// Whether statistics that came after a sign of distress show twice the headroom that a guest is left with.
@@ -205,7 +212,7 @@ impl<'a> Vm<'a> {
     fn has_plenty_since(&self, at: MonoTime, signal: Signal, config: &Config) -> bool {
         let Some(need) = self.need else { return false };
         let headroom = need.minus(self.sample.actual.0.minus(self.available));
-        let later = self.history.stats.is_some_and(|(came, _)| came > at);
+        let later = self.history.used.is_some_and(|used| used.at > at);
         let margin = config.distress_margin(self.source, self.sample.actual.0);
         later && signal != Signal::OomKill && self.available >= headroom.plus(headroom).max(margin)
     }

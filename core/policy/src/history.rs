@@ -40,6 +40,8 @@ pub(crate) struct VmHistory {
     pub(crate) voluntary: Option<Voluntary>,
     /// The last sign of distress.
     pub(crate) distress: Option<(MonoTime, Signal)>,
+    /// The sign of distress that was over before its quiet time was.
+    pub(crate) eased: Option<MonoTime>,
     /// Its baseline at the last tick: a new one is sought at once.
     pub(crate) memory: Bytes,
     /// A new baseline was set and is not reached yet.
@@ -84,6 +86,7 @@ impl VmHistory {
             total_ram: None,
             voluntary: None,
             distress: None,
+            eased: None,
             memory,
             seeks: false,
             window: None,

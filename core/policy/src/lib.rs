@@ -32,7 +32,7 @@ mod share;
 
 use alloc::vec::Vec;
 
-use plimsoll_model::{Action, HostState, Plan, PsiTotals, Reason, Snapshot, Verdict, VmState};
+use plimsoll_model::{Action, HostState, Plan, PsiTotals, Reason, Snapshot, Source, Verdict, VmState};
 use plimsoll_units::{Bytes, MonoTime, Ppm};
 
 use crate::assess::Vm;
@@ -150,8 +150,8 @@ fn calm_reason(vm: &Vm<'_>) -> Reason {
 }
 
 /// Grants what is free: pins first, then distress (up to the baselines before beyond them), then what others want.
-/// Whoever is in distress has what is left then, but for some slack: it would have to be taken back for whoever
-/// comes into distress next.
+/// Whoever is in distress and is not measured closely has what is left then, but for some slack: it would have to be
+/// taken back for whoever comes into distress next. One that an agent measures says soon enough what else it wants.
 fn grant_all(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
     let config = balance.config;
     let only = |state: VmState, want: fn(&Vm<'_>, &Config) -> Bytes| {
@@ -163,9 +163,11 @@ fn grant_all(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
     balance.grant(vms, only(VmState::Distressed, baseline), distress);
     balance.grant(vms, only(VmState::Distressed, urgent_want), distress);
     balance.grant(vms, only(VmState::Ok, urgent_want), |vm, _| calm_reason(vm));
-    balance.keep_slack(|balance| {
-        balance.grant(vms, only(VmState::Distressed, |vm, _| vm.sample.sizes.maxmem()), distress);
-    });
+    let all = |vm: &Vm<'_>, config: &Config| match vm.source {
+        Source::Agent => vm.wanted(config),
+        Source::Device | Source::Nobody => vm.sample.sizes.maxmem(),
+    };
+    balance.keep_slack(|balance| balance.grant(vms, only(VmState::Distressed, all), distress));
 }
 
 /// Where less is free than the slack, who holds more than baseline and need gives that now and not slowly: the next
@@ -173,7 +175,7 @@ fn grant_all(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
 fn replenish(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
     let slack = balance.config.slack_share.of(balance.host.budget);
     let excess = |vm: &Vm<'_>| match vm.need {
-        Some(need) if vm.is_calm() => vm.target.minus(need.max(vm.sample.sizes.memory())),
+        Some(need) if vm.is_calm() && !vm.eased => vm.target.minus(need.max(vm.sample.sizes.memory())),
         _ => Bytes::ZERO,
     };
     let idle = |vm: &Vm<'_>, _| Reason::Idle {

@@ -16,8 +16,8 @@ use crate::signs::Signs;
 use crate::sources::Sources;
 use crate::{note, port, print, protect};
 
-/// Time between two looks at memory: a third of what an urgent report may take.
-const LOOK_MS: u64 = 100;
+/// Time between two attempts at something that fails now.
+const RETRY_MS: u64 = 100;
 /// How long a port may take to appear after the start, while the guest still boots.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the host may take to accept the one report of `--once`.
@@ -105,7 +105,7 @@ impl Agent {
             if self.begun.elapsed() > ONCE_PATIENCE {
                 return Err(AgentError::NotTaken { path: way.path.clone() });
             }
-            std::thread::sleep(Duration::from_millis(LOOK_MS));
+            std::thread::sleep(Duration::from_millis(RETRY_MS));
             taken = taken || way.send(now_ms, &self.frame);
         }
         Ok(())
@@ -129,7 +129,7 @@ impl Agent {
         }
         let regular_ms =
             self.last_report_ms.map_or(0, |last| last.saturating_add(u64::from(self.interval_ms)));
-        self.next_look_ms = now_ms.saturating_add(LOOK_MS).min(regular_ms.max(now_ms));
+        self.next_look_ms = now_ms.saturating_add(Watch::pause_ms(&stats)).min(regular_ms.max(now_ms));
         Ok(())
     }
 
@@ -201,7 +201,7 @@ impl Way {
             if !std::mem::replace(&mut told, true) {
                 note(&format!("{error}; waiting {} s for it", PATIENCE.as_secs()));
             }
-            std::thread::sleep(Duration::from_millis(LOOK_MS));
+            std::thread::sleep(Duration::from_millis(RETRY_MS));
         }
     }
 

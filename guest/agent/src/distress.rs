@@ -49,6 +49,11 @@ const SWAP_PAGES: u64 = 32;
 /// Pages or faults in a window.
 const REFAULTS: u64 = 64;
 
+/// The least and the most time between two looks.
+pub(crate) const LOOK_MS: std::ops::RangeInclusive<u64> = 100..=250;
+/// No guest is expected to fill its memory faster than this in a second.
+const FASTEST_FILL: Bytes = Bytes::mib(200);
+
 /// Between two urgent reports lies at least this.
 const LEAST_GAP_MS: u64 = 100;
 /// A sign that lasts is told again after this.
@@ -108,6 +113,13 @@ impl Watch {
     /// window. With more available, none of them is a reason for haste, and reading them costs most of a look.
     pub(crate) fn wants_counters(&self, stats: &AgentStats) -> bool {
         may_become_scarce(stats) || self.recent.iter().any(|(_, stats)| may_become_scarce(stats))
+    }
+
+    /// When to look again, in milliseconds: before programs could have used up what is left, as far as the bounds allow.
+    /// Looking costs little, but dozens of guests on a host that look ten times a second cost some.
+    pub(crate) fn pause_ms(stats: &AgentStats) -> u64 {
+        let left = stats.available.unwrap_or_default().minus(margin(stats));
+        left.scale(1000, FASTEST_FILL.0).0.clamp(*LOOK_MS.start(), *LOOK_MS.end())
     }
 
     /// Whether the signs are to be told now.
@@ -224,6 +236,14 @@ mod test {
             let signs = Watch::new().look(0, &with(total, available), 1000, false);
             assert_eq!(signs.has(Signs::LOW), low, "{available} of {total}");
         }
+    }
+
+    #[test]
+    fn with_little_left_it_looks_more_often() {
+        assert_eq!(Watch::pause_ms(&with(1024, 900)), 250);
+        assert_eq!(Watch::pause_ms(&with(1024, 32 + 40)), 200);
+        assert_eq!(Watch::pause_ms(&with(1024, 10)), 100);
+        assert_eq!(Watch::pause_ms(&AgentStats::default()), 100);
     }
 
     #[test]
