@@ -103,7 +103,9 @@ mod test {
              \"cpu_ppm\":{ppm},\"cpu_us_per_tick\":{},\"rss_kib\":{rss},\"peak_kib\":{peak},\"requests\":{answered}}}",
             used / ticks
         ));
-        assert!(answered >= VMS * ticks, "{answered} requests were answered in {ticks} ticks");
+        // At ticks that come early only those are asked that have something to say; each is asked once a second.
+        let least = VMS * (wall / 1_000_000) * 8 / 10;
+        assert!(answered >= least, "{answered} requests were answered in {wall} us");
         ppm
     }
 

@@ -16,6 +16,7 @@ use plimsoll_model::AgentSample;
 use plimsoll_units::MonoTime;
 use tokio::{net::UnixStream, sync::Notify, time::sleep};
 
+use super::alarm::Alarm;
 use super::backoff::Backoff;
 use super::peer;
 use crate::clock;
@@ -62,12 +63,12 @@ impl Ear {
         self.reboot.notify_one();
     }
 
-    /// Listens at `socket` until it is dropped; `wake` is told when the agent says that its guest is in distress.
-    pub(super) async fn listen(self: Arc<Self>, socket: PathBuf, owner: u32, wake: Arc<Notify>) {
+    /// Listens at `socket` until it is dropped; `alarm` is rung when the agent says that its guest is in distress.
+    pub(super) async fn listen(self: Arc<Self>, socket: PathBuf, owner: u32, alarm: Alarm) {
         let mut backoff = RECONNECT;
         loop {
             let why = match peer::connect(&socket, owner).await {
-                Ok((stream, _)) => self.hear(&stream, &wake, &mut backoff).await,
+                Ok((stream, _)) => self.hear(&stream, &alarm, &mut backoff).await,
                 Err(error) => error.to_string(),
             };
             tracing::debug!(socket = %socket.display(), %why, "the agent's line is not open");
@@ -76,7 +77,7 @@ impl Ear {
     }
 
     /// Takes in what comes until the connection ends or another guest begins; says which.
-    async fn hear(&self, stream: &UnixStream, wake: &Notify, backoff: &mut Backoff) -> String {
+    async fn hear(&self, stream: &UnixStream, alarm: &Alarm, backoff: &mut Backoff) -> String {
         let mut buffer = [0; READ];
         loop {
             let ready = tokio::select! {
@@ -99,7 +100,7 @@ impl Ear {
             backoff.succeeded();
             let urgent = self.take_in(part.get(..n).unwrap_or_default());
             if urgent {
-                wake.notify_one();
+                alarm.ring();
             }
             sleep(if urgent { URGENT_PAUSE } else { PAUSE }).await;
         }
@@ -124,6 +125,7 @@ mod test {
     use plimsoll_units::Bytes;
     use tokio::{io::AsyncWriteExt, net::UnixListener, time::timeout};
 
+    use super::super::Slot;
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(20);
@@ -150,7 +152,9 @@ mod test {
             let path = dir.path().join("agent.sock");
             let listener = UnixListener::bind(&path).unwrap();
             let (ear, wake) = (Arc::new(Ear::default()), Arc::new(Notify::new()));
-            let task = tokio::spawn(Arc::clone(&ear).listen(path, owner, Arc::clone(&wake)));
+            let slot = Slot::new(plimsoll_units::MemTarget::default());
+            let alarm = Alarm::new(slot, Arc::clone(&wake));
+            let task = tokio::spawn(Arc::clone(&ear).listen(path, owner, alarm));
             Self { ear, listener, wake, task, _dir: dir }
         }
 

@@ -2,6 +2,7 @@
 //! for the agent's distress.
 
 mod agent;
+mod alarm;
 mod backoff;
 pub(crate) mod control;
 mod distress;
@@ -17,6 +18,7 @@ use plimsoll_units::{Bytes, MonoTime};
 use tokio::{sync::Notify, task::JoinHandle};
 
 use agent::Ear;
+use alarm::Alarm;
 pub(crate) use slot::{Errand, Observation, PeerId, Round, Slot};
 
 /// An observation older than this no longer counts: its VM is unreachable.
@@ -49,11 +51,12 @@ impl Driver {
         first: Option<First>,
         wake: &Arc<Notify>,
     ) -> Self {
+        let alarm = Alarm::new(Arc::clone(&slot), Arc::clone(wake));
         let tasks = match endpoint {
             Endpoint::Qemu { qmp, agent } => {
                 let ear = agent.as_ref().map(|_| Arc::new(Ear::default()));
                 let listen = ear.iter().zip(agent).map(|(ear, socket)| {
-                    tokio::spawn(Arc::clone(ear).listen(socket.into(), owner, Arc::clone(wake)))
+                    tokio::spawn(Arc::clone(ear).listen(socket.into(), owner, alarm.clone()))
                 });
                 let mut tasks: Vec<_> = listen.collect();
                 let qemu = qemu::Qemu { qmp: qmp.into(), owner, maxmem };
@@ -70,7 +73,7 @@ impl Driver {
                     Some(First::Uml(connection)) => Some(connection),
                     Some(First::Qemu(_)) | None => None,
                 };
-                let listen = distress::listen(uml.control.clone(), owner, Arc::clone(wake));
+                let listen = distress::listen(uml.control.clone(), owner, alarm);
                 vec![tokio::spawn(uml::drive(uml, Arc::clone(&slot), first)), tokio::spawn(listen)]
             }
         };

@@ -127,6 +127,8 @@ struct State {
     /// At most one at a time: a second one is refused.
     errand: Option<ErrandSlip>,
     connected: bool,
+    /// Its guest cannot wait, and was not asked since.
+    alarmed: bool,
     seen: Option<Observation>,
     problem: Option<String>,
     /// Why the target could not be set the last time, not yet taken for the journal.
@@ -151,6 +153,7 @@ impl Slot {
             ticket: None,
             errand: None,
             connected: false,
+            alarmed: false,
             seen: None,
             problem: None,
             failure: None,
@@ -171,8 +174,25 @@ impl Slot {
             state.ticket = Some(round.ticket());
         }
         state.due = true;
+        state.alarmed = false;
         drop(state);
         self.poke.notify_one();
+    }
+
+    /// Whether there is nothing new to be expected of it: it was seen within this time, holds what it should, and its
+    /// guest has not called.
+    pub(crate) fn rests(&self, now: MonoTime, within: Duration) -> bool {
+        let state = self.state();
+        let (recent, target) = (u64::try_from(within.as_micros()).unwrap_or(u64::MAX), state.target.0);
+        state.seen.as_ref().is_some_and(|seen| {
+            let off = seen.actual.0.minus(target).plus(target.minus(seen.actual.0));
+            now.micros_since(seen.at) < recent && off < Bytes::mib(1)
+        }) && !state.alarmed
+    }
+
+    /// The guest cannot wait.
+    pub(crate) fn alarm(&self) {
+        self.state().alarmed = true;
     }
 
     /// Sets the target; the driver applies it at once, and again whenever the guest has lost it.
@@ -309,6 +329,36 @@ mod test {
             drop(up.work().await);
             tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap();
         });
+    }
+
+    #[test]
+    fn only_who_has_something_to_say_is_asked_out_of_turn() {
+        let target = MemTarget(Bytes::mib(64));
+        let slot = Slot::new(target);
+        let (now, second) = (MonoTime(10_000_000), Duration::from_secs(1));
+        assert!(!slot.rests(now, second), "it was never seen");
+        let seen = |at, actual| Observation {
+            at,
+            driver_up: true,
+            actual: MemTarget(actual),
+            resident: None,
+            stats: None,
+            agent: None,
+            agent_line: None,
+            generation: 1,
+            epoch: 1,
+            backend: None,
+        };
+        slot.observed(seen(MonoTime(9_500_000), target.0));
+        assert!(slot.rests(now, second));
+        assert!(!slot.rests(now, second / 2), "that was too long ago");
+        slot.observed(seen(MonoTime(9_500_000), Bytes::mib(70)));
+        assert!(!slot.rests(now, second), "it moves");
+        slot.observed(seen(MonoTime(9_500_000), target.0));
+        slot.alarm();
+        assert!(!slot.rests(now, second), "its guest called");
+        slot.ask(&Arc::new(Round::default()));
+        assert!(slot.rests(now, second));
     }
 
     #[test]

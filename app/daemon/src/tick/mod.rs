@@ -33,6 +33,9 @@ use pace::{LEAST_GAP, Pace};
 /// How long a tick waits for answers at most.
 const COLLECT: Duration = Duration::from_millis(200);
 
+/// Who was seen within this share of the time from tick to tick, and rests, is not asked again.
+const RECENT: f32 = 0.9;
+
 /// How long a daemon that has come back waits for its VMs before it decides anything.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -126,7 +129,9 @@ impl Ticker {
     /// One tick.
     async fn tick(&mut self) -> Outcome {
         let round = Arc::new(Round::default());
-        self.slots().iter().for_each(|slot| slot.ask(&round));
+        // Out of turn, only those are asked from whom there is something new to hear.
+        let (now, recent) = (clock::now(), self.daemon.config.tick.mul_f32(RECENT));
+        self.slots().iter().filter(|slot| !slot.rests(now, recent)).for_each(|slot| slot.ask(&round));
         round.finished(COLLECT).await;
         let begun = Instant::now();
         let host = self.host.read();

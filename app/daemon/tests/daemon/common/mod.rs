@@ -82,6 +82,7 @@ pub(crate) const CONFIG: &str = "
     [host]
     budget = \"4G\"
     low = \"1M\"
+    overhead-uml = \"16M\"
     [journal]
     dir = \"none\"
 ";
