@@ -10,6 +10,8 @@
 //!   writes to it at once. Counted is the time until the guest holds its new goal, or the program has all its memory.
 //! * **Load steps.** Loads of different sizes come upon guests at rest and are freed again, kinds by turns.
 //!
+//! Loads run at the default settings; between them a guest is brought to rest at hasty ones, which takes seconds.
+//!
 //! The daemon ticks once a second, and a step down comes with a tick. An interval of one second would lose steps to
 //! the tick's jitter; the shortest that is tried is therefore two.
 
@@ -37,10 +39,12 @@ use summary::Summary;
 
 /// The least that a guest may be told: below it, the parts of a goal leave no room for a curve.
 const LEAST_TOLD: Bytes = Bytes::mib(384);
+/// How often a curve is taken at most, when it is void.
+const TRIES: u32 = 3;
 /// Load steps of each kind.
 const STEPS: usize = 20;
 /// Sizes of load steps, in percent of what the guest was told, over and over.
-const SHARES: [u64; 7] = [70, 30, 55, 78, 40, 65, 20];
+const SHARES: [u64; 7] = [60, 20, 45, 78, 30, 70, 15];
 /// What a guest holds in each experiment's half-life, in percent of what it was told.
 const HELD_SHARE: u64 = 15;
 /// What the program of the growth wants, in percent.
@@ -77,8 +81,9 @@ struct Settings {
     held: Bytes,
     /// Settings of each curve.
     paces: Vec<Pace>,
-    /// Settings for growth and load steps: the guest is at its goal after one step.
-    loads_pace: Pace,
+    /// Settings while a load runs, and while the guest comes to rest for the next one.
+    load_pace: Pace,
+    rest_pace: Pace,
     growths: usize,
     growth: Bytes,
     steps: Vec<String>,
@@ -126,7 +131,6 @@ impl Options {
         kinds.dedup();
         let percent = |share: u64| Bytes::mib(self.told.scale(share, 100).whole_mib());
         let short = Pace { interval: 2, down: 8 };
-        let default = Pace { interval: 5, down: 8 };
         // What is promised at once and what is promised bit by bit, by turns.
         let step = |(n, share): (usize, &u64)| {
             let word = if n.is_multiple_of(2) { "fill" } else { "grab" };
@@ -138,8 +142,9 @@ impl Options {
             told: self.told,
             floor: percent(12),
             held: percent(HELD_SHARE),
-            paces: if self.quick { vec![short] } else { vec![short, default] },
-            loads_pace: Pace { interval: 1, down: 1 },
+            paces: if self.quick { vec![short] } else { vec![short, growth::DEFAULT] },
+            load_pace: growth::DEFAULT,
+            rest_pace: growth::HASTY,
             growths: if self.quick { 3 } else { 10 },
             growth: percent(GROWTH_SHARE),
             steps: SHARES.iter().cycle().take(STEPS).enumerate().map(step).collect(),
@@ -153,6 +158,10 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     let settings = options.settings()?;
     let mut paper: Paper = Sheet::begin("selfballoon", &options.out, settings.clone())?;
     paper.note("times of QEMU are those of software emulation");
+    if let Some(busy) = busy() {
+        out::say(&format!("note: {busy}"));
+        paper.note(busy);
+    }
     paper
         .note("grow_ticks are of 1 s, the daemon's default; counted from the command to the guest's console");
     ready::guests("the experiment")?;
@@ -165,6 +174,19 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     drop(kept);
     done?;
     conclude(options, &settings, &mut paper)
+}
+
+/// Says so when others use the machine: guests that wait for a processor give and take memory late.
+fn busy() -> Option<String> {
+    let load = std::fs::read_to_string("/proc/loadavg").ok()?;
+    let waiting: f64 = load.split_whitespace().next()?.parse().ok()?;
+    let processors = u32::try_from(std::thread::available_parallelism().ok()?.get()).ok()?;
+    let busy = waiting > f64::from(processors);
+    busy.then(|| {
+        format!(
+            "the machine was busy with other work at the start: load {waiting:.1}, {processors} processors"
+        )
+    })
 }
 
 /// Memory for every guest at its full size and its VMM, and twice as much: nobody has to give for another.
@@ -188,17 +210,11 @@ fn play(kept: &Kept, settings: &Settings, paper: &mut Paper) -> Result<()> {
         guest.ask(&format!("fill {}", settings.held))?;
     }
     for &pace in &settings.paces {
-        let step = Step::begin(&format!("half-life at an interval of {} s", pace.interval));
-        for (guest, outcome) in guests.iter().zip(at_once(&guests, |guest| half_life::measure(guest, pace))?)
-        {
-            note(paper, Run::HalfLife { kind: guest.kind, outcome })?;
-        }
-        step.end("done");
+        curves(&guests, pace, paper)?;
     }
-    let words = settings.loads_pace.words();
     for guest in &guests {
         guest.ask("free")?;
-        guest.set(&words.each_ref().map(String::as_str))?;
+        guest.set_pace(growth::HASTY)?;
     }
     let step = Step::begin("growth of guests at rest");
     let grab = vec![format!("grab {} 1", settings.growth); settings.growths];
@@ -209,6 +225,26 @@ fn play(kept: &Kept, settings: &Settings, paper: &mut Paper) -> Result<()> {
     let step = Step::begin(&format!("{} load steps at full speed", settings.steps.len()));
     for (guest, loads) in guests.iter().zip(by_turns(&guests, &settings.steps)?) {
         note(paper, Run::LoadSteps { kind: guest.kind, loads })?;
+    }
+    step.end("done");
+    Ok(())
+}
+
+/// Takes a curve of each guest at the same time. A void one is taken again, a few times.
+fn curves(guests: &[Guest<'_>], pace: Pace, paper: &mut Paper) -> Result<()> {
+    let step = Step::begin(&format!("half-life at an interval of {} s", pace.interval));
+    let mut left: Vec<&Guest<'_>> = guests.iter().collect();
+    for _ in 0..TRIES {
+        let outcomes = at_once(&left, |guest| half_life::measure(guest, pace))?;
+        let mut again = Vec::new();
+        for (guest, outcome) in left.into_iter().zip(outcomes) {
+            again.extend(outcome.void.is_some().then_some(guest));
+            note(paper, Run::HalfLife { kind: guest.kind, outcome })?;
+        }
+        left = again;
+        if left.is_empty() {
+            break;
+        }
     }
     step.end("done");
     Ok(())
@@ -302,7 +338,7 @@ mod test {
         assert_eq!((quick.paces.len(), whole.paces.len()), (1, 2));
         assert_eq!((quick.steps.len(), whole.steps.len()), (STEPS, STEPS));
         assert_eq!(quick.kinds, [Kind::Uml, Kind::QemuLinux]);
-        assert_eq!((quick.steps[0].as_str(), quick.steps[1].as_str()), ("fill 358M 1", "grab 153M 2"));
+        assert_eq!((quick.steps[0].as_str(), quick.steps[1].as_str()), ("fill 307M 1", "grab 102M 2"));
         assert_eq!(
             config(&whole, None).expect("no path"),
             "[host]\nbudget = \"3G\"\nreserve = \"0\"\nlow = \"16M\"\n"

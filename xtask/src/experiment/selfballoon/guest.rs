@@ -13,6 +13,7 @@ use plimsoll_units::{Bytes, PageCount};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::half_life::Pace;
 use crate::fleet::{Kept, open_console};
 use crate::run;
 
@@ -195,6 +196,14 @@ impl<'k> Guest<'k> {
     /// When the daemon refuses.
     pub(crate) fn set(&self, words: &[&str]) -> Result<()> {
         run::quiet(self.kept.plimsoll().args(["set", self.kind.name()]).args(words)).map(drop)
+    }
+
+    /// Switches self-ballooning on, at that pace.
+    ///
+    /// # Errors
+    /// When the daemon refuses.
+    pub(crate) fn set_pace(&self, pace: Pace) -> Result<()> {
+        self.set(&pace.words().each_ref().map(String::as_str))
     }
 
     /// Waits until it holds what `is` wants.

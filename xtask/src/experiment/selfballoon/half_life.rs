@@ -12,8 +12,10 @@ use crate::experiment::figures::number;
 
 /// From one point of the curve to the next: more than six in a second.
 const EVERY: Duration = Duration::from_millis(150);
-/// How long the curve is followed, in half-lives: a 64th of the way is left then.
-const HALF_LIVES: f64 = 6.0;
+/// How long the curve is followed, in half-lives: a 32nd of the way is left then.
+const HALF_LIVES: f64 = 5.0;
+/// A guest that does not answer for so long is not run: the machine is too busy for its ticks to be in time.
+const MOST_GAP_MS: u64 = 1000;
 /// How long a guest may take back to its full size.
 const WHOLE_LIMIT: Duration = Duration::from_secs(120);
 
@@ -52,6 +54,8 @@ impl Pace {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct HalfLife {
     pub(crate) pace: Pace,
+    /// Why it says nothing, if it does not.
+    pub(crate) void: Option<String>,
     /// What the settings are to give.
     pub(crate) formula_s: f64,
     pub(crate) fit: Option<Fit>,
@@ -71,8 +75,7 @@ pub(crate) struct HalfLife {
 pub(crate) fn measure(guest: &Guest<'_>, pace: Pace) -> Result<HalfLife> {
     guest.set(&["selfballooning=off"])?;
     guest.wait_held("its full size", WHOLE_LIMIT, |held| held == guest.maxmem)?;
-    let words = pace.words();
-    guest.set(&words.each_ref().map(String::as_str))?;
+    guest.set_pace(pace)?;
     let (begin, mut curve) = (Instant::now(), Vec::new());
     while begin.elapsed() < pace.time() {
         let asked = Instant::now();
@@ -94,6 +97,7 @@ fn judge(pace: Pace, curve: Vec<Point>, goal: Bytes) -> HalfLife {
     let count = curve.iter().fold(0.0, |count, _| count + 1.0);
     HalfLife {
         pace,
+        void: void(&curve),
         formula_s,
         fit,
         error: fit.map(|fit| (fit.half_life_s - formula_s).abs() / formula_s),
@@ -101,6 +105,13 @@ fn judge(pace: Pace, curve: Vec<Point>, goal: Bytes) -> HalfLife {
         rate: if seconds > 0.0 { count / seconds } else { 0.0 },
         curve,
     }
+}
+
+/// A curve with a gap was taken on a machine that had no time for the guest, the daemon, or both.
+fn void(curve: &[Point]) -> Option<String> {
+    let gap = |pair: &[Point]| Some(pair.last()?.ms.saturating_sub(pair.first()?.ms));
+    let most = curve.windows(2).filter_map(gap).max()?;
+    (most > MOST_GAP_MS).then(|| format!("the machine was too busy: no answer of the guest for {most} ms"))
 }
 
 #[cfg(test)]
@@ -129,6 +140,18 @@ pub(crate) mod test {
         assert!(slow.error.is_some_and(|error| (error - 0.2).abs() < 0.001));
         let stuck = judge(pace, vec![Point { ms: 1, held: Bytes(1), resident: None }; 50], Bytes(1));
         assert_eq!((stuck.fit, stuck.error), (None, None));
+    }
+
+    #[test]
+    fn a_curve_with_a_gap_is_void() {
+        let pace = Pace { interval: 2, down: 8 };
+        let mut whole = curve(pace, pace.half_life_s());
+        assert_eq!(whole.void, None);
+        whole.curve.drain(100..104);
+        assert_eq!(judge(pace, whole.curve.clone(), Bytes(1)).void, None);
+        whole.curve.drain(100..103);
+        let void = judge(pace, whole.curve, Bytes(1)).void.expect("a gap");
+        assert!(void.contains("1600 ms"), "{void}");
     }
 
     #[test]

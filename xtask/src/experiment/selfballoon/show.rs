@@ -38,7 +38,7 @@ pub(crate) fn run(run: &Run) {
 fn curve_line(curve: &HalfLife) -> String {
     let (pace, points) = (curve.pace, curve.curve.len());
     let settings = format!("interval {} s, downhysteresis {}", pace.interval, pace.down);
-    match (curve.fit, curve.error) {
+    let line = match (curve.fit, curve.error) {
         (Some(fit), Some(error)) => format!(
             "{settings}: half-life {:.2} s, formula {:.2} s, off by {:.1} %; goal {:.0} MiB, its kernel's figures say {:.0}; \
              rms {:.1} MiB over {points} points, {:.1} a second",
@@ -51,7 +51,8 @@ fn curve_line(curve: &HalfLife) -> String {
             curve.rate,
         ),
         _ => format!("{settings}: nothing fits {points} points"),
-    }
+    };
+    curve.void.as_ref().map_or(line.clone(), |void| format!("{line}; VOID: {void}"))
 }
 
 /// The table for the README.
@@ -61,12 +62,12 @@ pub(crate) fn table(summary: &Summary, runs: &[Run]) -> String {
     );
     let percent = |value: f64| format!("{:.1} %", value * 100.0);
     let shown = |value: Option<f64>, unit: &dyn Fn(f64) -> String| value.map_or("-".to_owned(), unit);
-    for (index, pace) in paces(runs).into_iter().enumerate() {
+    for pace in paces(runs) {
         let name = format!("half-life, interval {} s (formula {:.1} s)", pace.interval, pace.half_life_s());
         let cell = |kind: &&str| {
-            let curve =
-                runs.iter().filter(|run| run.kind().name() == *kind).filter_map(Run::curve).nth(index);
-            let fit = curve.and_then(|curve| curve.fit);
+            let ours = runs.iter().filter(|run| run.kind().name() == *kind).filter_map(Run::curve);
+            let fit =
+                ours.filter(|curve| curve.pace == pace && curve.void.is_none()).find_map(|curve| curve.fit);
             shown(fit.map(|fit| fit.half_life_s), &|seconds| format!("{seconds:.1} s"))
         };
         table.row([name].into_iter().chain(summary.keys().map(cell)));

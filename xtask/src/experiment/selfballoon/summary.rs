@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Run;
 use super::guest::Kind;
+use super::half_life::HalfLife;
 use crate::experiment::figures::{median, number};
 
 /// The daemon's tick, in milliseconds: its default, which the experiment leaves as it is.
@@ -21,7 +22,7 @@ pub(crate) type Summary = BTreeMap<&'static str, Figures>;
 /// What one kind of guest came to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Figures {
-    /// The worst of its curves; `None` if one fell in no way that could be fitted.
+    /// The worst of its curves; `None` if one fell in no way that could be fitted, or all at some settings are void.
     pub(crate) halflife_error: Option<f64>,
     /// The slowest of its growths, in ticks; `None` if one never came.
     pub(crate) grow_ticks: Option<f64>,
@@ -35,12 +36,14 @@ pub(crate) struct Figures {
     pub(crate) failed: usize,
     /// Loads that came before the guest was at rest, and so are no test of growth.
     pub(crate) unrested: usize,
+    /// Curves that say nothing, because the machine was too busy; they were taken again.
+    pub(crate) void: usize,
 }
 
 /// Sums up all runs of one kind.
 fn figures(kind: Kind, runs: &[Run]) -> Figures {
     let ours = || runs.iter().filter(|run| run.kind() == kind);
-    let errors: Vec<_> = ours().filter_map(Run::curve).map(|curve| curve.error).collect();
+    let curves: Vec<_> = ours().filter_map(Run::curve).collect();
     let grown: Vec<_> = ours().filter_map(Run::growth).flatten().collect();
     let steps: Vec<_> = ours().filter_map(Run::steps).flatten().collect();
     let loads = || grown.iter().chain(&steps);
@@ -48,15 +51,28 @@ fn figures(kind: Kind, runs: &[Run]) -> Figures {
     let served = served.filter(|served| !served.is_empty());
     let most = served.as_ref().and_then(|served| worst(served));
     Figures {
-        halflife_error: errors.into_iter().collect::<Option<Vec<_>>>().and_then(|errors| worst(&errors)),
+        halflife_error: worst_error(&curves),
         grow_ticks: most.map(|ms| ms / TICK_MS),
         oom_kills: loads().map(|load| load.oom_kills).fold(0, u64::saturating_add),
         grow_median_ms: served.as_ref().and_then(|served| median(served)),
         grow_most_ms: most,
         load_steps: steps.len(),
         failed: loads().filter(|load| load.failure.is_some()).count(),
+        void: curves.iter().filter(|curve| curve.void.is_some()).count(),
         unrested: loads().filter(|load| !load.rested).count(),
     }
+}
+
+/// How far the worst of the curves is off; `None` unless there is one at each of the settings that counts, and all
+/// that count can be fitted.
+fn worst_error(curves: &[&HalfLife]) -> Option<f64> {
+    let counts = |curve: &&&HalfLife| curve.void.is_none();
+    let counted = |of: &&HalfLife| curves.iter().filter(counts).any(|curve| curve.pace == of.pace);
+    if !curves.iter().all(counted) {
+        return None;
+    }
+    let errors: Option<Vec<f64>> = curves.iter().filter(counts).map(|curve| curve.error).collect();
+    worst(&errors?)
 }
 
 fn worst(values: &[f64]) -> Option<f64> {
@@ -78,6 +94,9 @@ fn missed_by(kind: &str, figures: &Figures, steps: usize) -> Vec<String> {
     match figures.halflife_error {
         Some(error) if error <= MOST_ERROR => {}
         Some(error) => missed.push(format!("{kind}: half-life off by {:.1} %, limit 10 %", error * 100.0)),
+        None if figures.void > 0 => {
+            missed.push(format!("{kind}: the machine was too busy for a curve, {} times", figures.void));
+        }
         None => missed.push(format!("{kind}: no half-life fits the curve")),
     }
     match figures.grow_ticks {
@@ -158,6 +177,21 @@ mod test {
             ],
             "no half-life",
         );
+    }
+
+    #[test]
+    fn a_void_curve_does_not_count_and_one_at_least_must() {
+        let good = || load(Some(500), Some(900), 0);
+        let mut all = runs(2.0, vec![good()], vec![good(), good()]);
+        if let Run::HalfLife { outcome, .. } = &mut all[0] {
+            outcome.void = Some("too busy".into());
+        }
+        assert_eq!(verdict(&all), ["uml: the machine was too busy for a curve, 1 times"]);
+        let other = Pace { interval: 5, down: 8 };
+        all.push(Run::HalfLife { kind: Kind::Uml, outcome: curve(other, other.half_life_s()) });
+        assert_eq!(verdict(&all).len(), 1, "there must be one at each pace");
+        all.push(Run::HalfLife { kind: Kind::Uml, outcome: curve(PACE, PACE.half_life_s()) });
+        assert_eq!(verdict(&all), Vec::<String>::new());
     }
 
     #[test]
