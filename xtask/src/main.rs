@@ -34,7 +34,8 @@ enum Task {
     ///
     /// Installs Debian packages (user-mode-linux, qemu-system-x86, busybox-static) when they are missing and this is
     /// root, unpacks Debian's stock kernel and C sources (newlib-source) below the target directory without
-    /// installing them, builds the static workload, the agent and the images of UML and QEMU guests. Says what it does. Repeating it does no harm.
+    /// installing them, builds the static workload, the agent and the images of UML and QEMU guests. Says what it
+    /// does. Repeating it does no harm.
     Setup,
     /// Show real guests unmanaged, then managed, side by side
     ///

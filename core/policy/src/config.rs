@@ -46,6 +46,9 @@ pub struct Config {
     /// Share of what an idle guest holds above its baseline and its need that goes back each second.
     /// 1/8: a half-life of 5 s. Higher: memory is free sooner for others, and fetched back more often.
     pub idle_share: Ppm,
+    /// With more than this share of the budget free, idle guests give back at an eighth of that pace: nobody waits for it,
+    /// and what looks idle is page cache that may be read again.
+    pub plenty_share: Ppm,
     /// Share of the way back up to the baseline (or up to the need) that is gone each second.
     pub relax_share: Ppm,
     /// Share of the budget that relaxing leaves free for whoever comes into distress next.
@@ -87,6 +90,7 @@ impl Default for Config {
             stats_max_age_ms: 5_000,
             agent_max_age_ms: 3_000,
             idle_share: Ppm(125_000),
+            plenty_share: Ppm(125_000),
             relax_share: Ppm(125_000),
             slack_share: Ppm(62_500),
             host_stall: Ppm(100_000),

@@ -197,6 +197,8 @@ fn slow_moves(balance: &mut Balance<'_>, vms: &mut [Vm<'_>], history: &mut Histo
         return;
     }
     history.slow_at = Some(now);
+    let plenty = balance.room >= config.plenty_share.of(balance.host.budget);
+    let idle_ms = if plenty { dt_ms / 8 } else { dt_ms };
     let slow = |vm: &Vm<'_>| vm.state == VmState::Ok && !vm.eased && vm.voluntary().is_none();
     for vm in vms.iter_mut().filter(|vm| !vm.eased && vm.is_calm()) {
         let Some(need) = vm.need else { continue };
@@ -207,7 +209,7 @@ fn slow_moves(balance: &mut Balance<'_>, vms: &mut [Vm<'_>], history: &mut Histo
             vm.target = vm
                 .sample
                 .sizes
-                .clamp(vm.target.minus(step(excess, config.idle_share, dt_ms, config.least_move)))
+                .clamp(vm.target.minus(step(excess, config.idle_share, idle_ms, config.least_move)))
                 .0;
             vm.reason = Reason::Idle { source: vm.source, need, memory };
         }

@@ -203,15 +203,20 @@ mod test {
         let mut v = vm(1, M(64), M(128), M(512));
         v.target = MemTarget(M(300).minus(Bytes(4096)));
         v.actual = v.target;
-        for second in 0..60 {
+        let mut early = None;
+        for second in 0..200 {
+            // At first nobody waits for it; then little is free.
+            let budget = if second < 30 { M(1024) } else { M(310) };
+            early = early.or((second == 30).then_some(v.target.0));
             v.stats = stats(second * 1000, v.actual.0.minus(M(40)));
-            let plan = plan_twice(&snapshot(second * 1000, M(1024), vec![v.clone()]), &config, &mut history);
+            let plan = plan_twice(&snapshot(second * 1000, budget, vec![v.clone()]), &config, &mut history);
             if let Some(target) = to(&plan, 1) {
                 assert!(target < v.target.0, "slowly, and one way");
                 v.target = MemTarget(target);
                 v.actual = v.target;
             }
         }
+        assert!(early.unwrap() > M(200), "slower while nobody waits: {early:?}");
         assert_eq!(v.target.0, M(128));
     }
 

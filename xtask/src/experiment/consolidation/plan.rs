@@ -134,7 +134,7 @@ impl Plan {
             limit,
             swap: if setting == Setting::Field { mib(limit.scale(1, 2)) } else { all },
             guest_swap: GUEST_SWAP,
-            memory: mib(share.scale(5, 8)),
+            memory: mib(share.scale(7, 8)),
             floor: mib(share.scale(1, 2)),
             files: (FILES / vms.max(1)).max(LEAST_FILES),
             fill,
