@@ -22,6 +22,7 @@ overhead-qemu = \"64M\"
 [policy]
 host-stall = \"100%\"
 idle-share = \"100%\"
+plenty-share = \"100%\"
 ";
 /// The same settings that [`CONFIG`] leaves as they are: a tick a second, an agent is believed for three.
 const TICK_MS: u64 = 1000;

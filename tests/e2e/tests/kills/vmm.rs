@@ -35,6 +35,7 @@ overhead-uml = \"16M\"
 [policy]
 host-stall = \"100%\"
 idle-share = \"100%\"
+plenty-share = \"100%\"
 ";
 const BUDGET: u64 = NEEDY + 16 + 4 * (EACH + 16);
 
