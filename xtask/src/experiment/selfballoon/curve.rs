@@ -92,6 +92,17 @@ pub(crate) fn fit(points: &[(f64, f64)]) -> Option<Fit> {
     at(f64::midpoint(low, high)).filter(|fit| fit.above_mib > 0.0)
 }
 
+/// The points from half an interval before the first step on. What is before them is the wait for the worker's first
+/// turn; and a smooth curve through the middle of each stair is half an interval before the stair's end as high as the
+/// stair. `None` if there is no step.
+pub(crate) fn from_first_step(points: &[(f64, f64)], interval_s: f64) -> Option<&[(f64, f64)]> {
+    let whole = points.first()?.1;
+    // Half a MiB is no step; a guest's own driver moves single pages.
+    let first = points.iter().find(|point| point.1 < whole - 0.5)?.0;
+    let begin = points.iter().position(|point| point.0 >= first - interval_s / 2.0)?;
+    points.get(begin..)
+}
+
 /// The time that each point stands for: half of that to its neighbours.
 fn weights(points: &[(f64, f64)]) -> Vec<f64> {
     let time = |index: usize| points.get(index).map(|point| point.0);
@@ -128,7 +139,7 @@ fn regression(points: &[(f64, f64)], weights: &[f64], half_life_s: f64) -> Optio
 mod test {
     use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
 
-    use super::{Fit, fit, formula};
+    use super::{Fit, fit, formula, from_first_step};
 
     /// What the arithmetic does to a guest: a step each interval, integer divisions in pages.
     fn stairs(
@@ -148,6 +159,10 @@ mod test {
             now += every;
         }
         points
+    }
+
+    fn fitted(points: &[(f64, f64)], interval_s: f64) -> Option<Fit> {
+        fit(from_first_step(points, interval_s)?)
     }
 
     fn off(fit: Option<Fit>, wanted: f64) -> f64 {
@@ -171,11 +186,16 @@ mod test {
     }
 
     #[test]
-    fn stairs_have_the_half_life_of_the_formula_within_two_percent() {
+    fn stairs_have_the_half_life_of_the_formula_within_one_percent() {
         for (interval, until) in [(1.0, 31.0), (2.0, 52.0), (2.0, 62.0), (5.0, 155.0)] {
-            let points = stairs(131_072, 45_000, (interval, 8), (0.15, until));
-            let error = off(fit(&points), formula(interval, 8.0));
-            assert!(error < 0.02, "interval {interval}: {error}");
+            let mut points = stairs(131_072, 45_000, (interval, 8), (0.15, until));
+            let error = off(fitted(&points, interval), formula(interval, 8.0));
+            assert!(error < 0.01, "interval {interval}: {error}");
+            // However long the worker's first turn is waited for.
+            points.iter_mut().for_each(|point| point.0 += 0.9);
+            points.insert(0, (0.0, 512.0));
+            let later = off(fitted(&points, interval), formula(interval, 8.0));
+            assert!(later < 0.01, "interval {interval}: {later}");
         }
     }
 
@@ -183,9 +203,9 @@ mod test {
     fn another_pace_is_told_apart() {
         // Every third step is missed; and a downhysteresis of 9 instead of 8.
         let slow: Vec<_> = stairs(131_072, 45_000, (3.0, 8), (0.15, 62.0));
-        assert!(off(fit(&slow), formula(2.0, 8.0)) > 0.4);
+        assert!(off(fitted(&slow, 2.0), formula(2.0, 8.0)) > 0.4);
         let nine = stairs(131_072, 45_000, (2.0, 9), (0.15, 62.0));
-        assert!(off(fit(&nine), formula(2.0, 8.0)) > 0.10);
+        assert!(off(fitted(&nine, 2.0), formula(2.0, 8.0)) > 0.10);
     }
 
     #[test]
@@ -197,7 +217,7 @@ mod test {
             .filter(|(n, _)| !(60..90).contains(n) && (n % 4 == 0 || *n > 200))
             .map(|(_, point)| *point)
             .collect();
-        assert!(off(fit(&sparse), formula(2.0, 8.0)) < 0.04);
+        assert!(off(fitted(&sparse, 2.0), formula(2.0, 8.0)) < 0.03);
     }
 
     #[test]
@@ -214,10 +234,10 @@ mod test {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
-        fn any_settings_are_found_within_five_percent(interval in 1_u32..6, down in 6_u64..16, goal in 20_000_u64..90_000) {
+        fn any_settings_are_found_within_two_percent(interval in 1_u32..6, down in 6_u64..16, goal in 20_000_u64..90_000) {
             let half_life = formula(f64::from(interval), f64::from(u32::try_from(down).expect("small")));
             let points = stairs(131_072, goal, (f64::from(interval), down), (half_life / 50.0, 6.0 * half_life));
-            prop_assert!(off(fit(&points), half_life) < 0.05);
+            prop_assert!(off(fitted(&points, f64::from(interval)), half_life) < 0.02);
         }
 
         #[test]

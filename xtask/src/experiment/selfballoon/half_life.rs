@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use plimsoll_units::Bytes;
 use serde::Serialize;
 
-use super::curve::{Fit, Point, fit, formula, mib};
+use super::curve::{Fit, Point, fit, formula, from_first_step, mib};
 use super::guest::Guest;
 use crate::experiment::figures::number;
 
@@ -92,7 +92,7 @@ pub(crate) fn measure(guest: &Guest<'_>, pace: Pace) -> Result<HalfLife> {
 fn judge(pace: Pace, curve: Vec<Point>, goal: Bytes) -> HalfLife {
     let points: Vec<_> = curve.iter().map(Point::coordinates).collect();
     let formula_s = pace.half_life_s();
-    let fit = fit(&points);
+    let fit = from_first_step(&points, f64::from(pace.interval)).and_then(fit);
     let seconds = curve.last().map_or(0.0, |last| number(last.ms) / 1000.0);
     let count = curve.iter().fold(0.0, |count, _| count + 1.0);
     HalfLife {
