@@ -84,7 +84,7 @@ impl Default for Config {
             guest_stall_rate: 16,
             guest_stall: Ppm(200_000),
             demand_ahead_ms: 1_000,
-            demand_least: Ppm(500_000),
+            demand_least: Ppm(125_000),
             cache_fade: Ppm(31_250),
             distress_quiet_ms: 3_000,
             stats_max_age_ms: 5_000,
