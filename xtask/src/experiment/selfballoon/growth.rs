@@ -16,7 +16,7 @@ const GOAL_LIMIT: Duration = Duration::from_secs(10);
 /// How long a guest is given to come to rest.
 const REST_LIMIT: Duration = Duration::from_secs(20);
 /// Held beyond the goal, this still counts as at rest: what is promised to programs moves a little.
-const NEAR: Bytes = Bytes::mib(8);
+const NEAR: Bytes = Bytes::mib(4);
 /// Between two looks while a load runs.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -62,19 +62,19 @@ impl Load {
     }
 }
 
-/// Settings for a load: the original's defaults. It must be served whatever they are.
-pub(crate) const DEFAULT: Pace = Pace { interval: 5, down: 8 };
-/// Settings between loads, so that the guest is at rest within seconds and not minutes.
-pub(crate) const HASTY: Pace = Pace { interval: 1, down: 2 };
+/// Settings for a load: the defaults, but at the shortest interval, which takes memory away five times as fast.
+pub(crate) const LOADED: Pace = Pace { interval: 1, down: 8 };
+/// Settings between loads: all the way in one step, so that the guest is at rest within seconds and not minutes.
+pub(crate) const HASTY: Pace = Pace { interval: 1, down: 1 };
 
-/// Brings the guest to rest, runs a load at the default settings, and frees it again.
+/// Brings the guest to rest, runs a load, and frees it again.
 ///
 /// # Errors
 /// When guest or daemon do not answer. A load that is killed is a result, not an error.
 pub(crate) fn run(guest: &Guest<'_>, command: &str) -> Result<Load> {
     let goal_before = guest.goal()?;
     let (rested, before) = rest(guest, goal_before)?;
-    guest.set_pace(DEFAULT)?;
+    guest.set_pace(LOADED)?;
     let begin = Instant::now();
     let (answered, looks) = std::thread::scope(|scope| {
         let load = scope.spawn(|| {
