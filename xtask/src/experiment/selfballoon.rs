@@ -25,6 +25,7 @@ mod show;
 mod summary;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use plimsoll_units::Bytes;
@@ -223,12 +224,12 @@ fn play(kept: &Kept, settings: &Settings, paper: &mut Paper) -> Result<()> {
     let grab = vec![format!("grab {} 1", settings.growth); settings.growths];
     // One guest after the other: what is measured is time.
     for guest in &guests {
-        let loads = in_order(guest, &grab)?;
+        let loads = in_order(guest, &grab, growth::CLOSELY)?;
         note(paper, Run::Growth { kind: guest.kind, loads })?;
     }
     step.end("done");
     let step = Step::begin(&format!("{} load steps at full speed", settings.steps.len()));
-    let loads = at_once(&guests, |guest| in_order(guest, &settings.steps))?;
+    let loads = at_once(&guests, |guest| in_order(guest, &settings.steps, growth::NOW_AND_THEN))?;
     for (guest, loads) in guests.iter().zip(loads) {
         note(paper, Run::LoadSteps { kind: guest.kind, loads })?;
     }
@@ -272,10 +273,10 @@ fn at_once<T: Sync, O: Send>(all: &[T], act: impl Fn(&T) -> Result<O> + Sync) ->
     })
 }
 
-/// The loads, one after the other.
-fn in_order(guest: &Guest<'_>, commands: &[String]) -> Result<Vec<Load>> {
+/// The loads, one after the other, looked at every so often.
+fn in_order(guest: &Guest<'_>, commands: &[String], every: Duration) -> Result<Vec<Load>> {
     let run = |command: &String| {
-        growth::run(guest, command).with_context(|| format!("{}: {command}", guest.kind.name()))
+        growth::run(guest, command, every).with_context(|| format!("{}: {command}", guest.kind.name()))
     };
     commands.iter().map(run).collect()
 }

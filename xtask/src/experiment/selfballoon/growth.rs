@@ -17,8 +17,10 @@ const GOAL_LIMIT: Duration = Duration::from_secs(10);
 const REST_LIMIT: Duration = Duration::from_secs(20);
 /// Held beyond the goal, this still counts as at rest: what is promised to programs moves a little.
 const NEAR: Bytes = Bytes::mib(4);
-/// Between two looks while a load runs.
-const LOOK: Duration = Duration::from_millis(20);
+/// Between two looks at a load that is timed.
+pub(crate) const CLOSELY: Duration = Duration::from_millis(20);
+/// Between two looks at any other: looking takes the guest's only processor from the load.
+pub(crate) const NOW_AND_THEN: Duration = Duration::from_millis(100);
 
 /// What was held at one moment of a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -71,7 +73,7 @@ pub(crate) const HASTY: Pace = Pace { interval: 1, down: 1 };
 ///
 /// # Errors
 /// When guest or daemon do not answer. A load that is killed is a result, not an error.
-pub(crate) fn run(guest: &Guest<'_>, command: &str) -> Result<Load> {
+pub(crate) fn run(guest: &Guest<'_>, command: &str, every: Duration) -> Result<Load> {
     let goal_before = guest.goal()?;
     let (rested, before) = rest(guest, goal_before)?;
     guest.set_pace(LOADED)?;
@@ -84,7 +86,7 @@ pub(crate) fn run(guest: &Guest<'_>, command: &str) -> Result<Load> {
         let mut looks = Vec::new();
         while !load.is_finished() {
             looks.push(look(guest, begin)?);
-            std::thread::sleep(LOOK);
+            std::thread::sleep(every);
         }
         let answered =
             load.join().unwrap_or_else(|_| anyhow::bail!("whoever waited for the load panicked"))?;
@@ -115,7 +117,7 @@ fn finish(guest: &Guest<'_>, begun: Begun<'_>) -> Result<Load> {
     let until = Instant::now() + GOAL_LIMIT;
     while reached(&looks, goal).is_none() && failure.is_none() && Instant::now() < until {
         looks.push(look(guest, begin)?);
-        std::thread::sleep(LOOK);
+        std::thread::sleep(CLOSELY);
     }
     guest.ask("free")?;
     guest.set_pace(HASTY)?;
