@@ -23,13 +23,18 @@ pub(crate) struct Used {
     /// What it held then less what was available in it then. What was available is out of date as soon as the
     /// balloon moves; what is used is not.
     pub(crate) bytes: Bytes,
-    /// By how much it rose in a second.
+    /// The most it can have been: while the balloon moves nobody knows what the guest held when it spoke.
+    pub(crate) most: Bytes,
+    /// By how much it rose in a second, at least.
     pub(crate) slope: Bytes,
 }
 
 /// More than this can be promised to no programs: 2^52 bytes are all that x86-64 can address physically. Less may be
 /// true however much it is; overcommit knows no bounds.
 const MOST_COMMITTED: Bytes = Bytes(1 << 52);
+
+/// An agent is given up after so many ticks without a word, if its last one is old by then.
+const PATIENT_TICKS: u32 = 3;
 
 /// Growth below this, in a second, is slow enough for the margin.
 const GROWING: Bytes = Bytes::mib(8);
@@ -38,13 +43,16 @@ const GROWING: Bytes = Bytes::mib(8);
 const SLOPE_MS: u64 = 20;
 
 impl Used {
-    fn next(before: Option<Self>, at: MonoTime, bytes: Bytes) -> Self {
-        let Some(before) = before else { return Self { at, bytes, slope: Bytes::ZERO } };
+    /// `actual` is what the guest holds now, `last` what it held at the tick before; it spoke between the two.
+    fn next(before: Option<Self>, at: MonoTime, available: Bytes, actual: Bytes, last: Bytes) -> Self {
+        let bytes = actual.minus(available);
+        let (least, most) = (actual.min(last).minus(available), actual.max(last).minus(available));
+        let Some(before) = before else { return Self { at, bytes, most, slope: Bytes::ZERO } };
         let millis = at.millis_since(before.at);
         if millis < SLOPE_MS {
-            return Self { at: before.at, bytes, slope: before.slope };
+            return Self { at: before.at, bytes, most, slope: before.slope };
         }
-        Self { at, bytes, slope: bytes.minus(before.bytes).scale(1000, millis) }
+        Self { at, bytes, most, slope: least.minus(before.most).scale(1000, millis) }
     }
 }
 
@@ -75,7 +83,13 @@ impl Vm<'_> {
         let agent = self
             .sample
             .agent
-            .filter(|a| now.millis_since(a.at) <= config.agent_max_age_ms)
+            .filter(|a| {
+                let news = self.history.heard.is_none_or(|last| last < a.at);
+                self.history.unheard = if news { 0 } else { self.history.unheard.saturating_add(1) };
+                self.history.heard = Some(a.at);
+                // A host that was stalled for a while has missed reports itself; that is no silence of the agent's.
+                now.millis_since(a.at) <= config.agent_max_age_ms || self.history.unheard < PATIENT_TICKS
+            })
             .and_then(|a| plausible(&a.stats, self.sample.sizes.maxmem()).map(|b| (a.at, a.stats, b)));
         let device = self.sample.stats.filter(|s| now.millis_since(s.at) <= config.stats_max_age_ms);
         if let Some((at, stats, believed)) = agent {
@@ -145,9 +159,8 @@ impl Vm<'_> {
     }
 
     fn note_used(&mut self, at: MonoTime, available: Bytes) {
-        let actual = self.sample.actual.0;
-        let bytes = actual.minus(available.min(actual));
-        self.history.used = Some(Used::next(self.history.used, at, bytes));
+        let (actual, last) = (self.sample.actual.0, self.history.actual);
+        self.history.used = Some(Used::next(self.history.used, at, available, actual, last));
     }
 
     /// Whether a guest that its agent measures will have used up what it has before it can be helped otherwise.
@@ -272,13 +285,18 @@ mod test {
     #[test]
     fn a_rate_is_taken_between_reports_that_are_apart() {
         let at = |ms: u64| MonoTime(ms * 1000);
-        let a = Used::next(None, at(0), M(10));
-        assert_eq!(a.slope, Bytes::ZERO);
-        let b = Used::next(Some(a), at(500), M(60));
+        let rests = |before, at, used: u64| Used::next(before, at, M(200 - used), M(200), M(200));
+        let a = rests(None, at(0), 10);
+        assert_eq!((a.bytes, a.slope), (M(10), Bytes::ZERO));
+        let b = rests(Some(a), at(500), 60);
         assert_eq!(b.slope, M(100));
-        let c = Used::next(Some(b), at(501), M(70));
+        let c = rests(Some(b), at(501), 70);
         assert_eq!((c.slope, c.at, c.bytes), (M(100), at(500), M(70)));
-        assert_eq!(Used::next(Some(c), at(600), M(20)).slope, Bytes::ZERO);
+        assert_eq!(rests(Some(c), at(600), 20).slope, Bytes::ZERO);
+        // The balloon took 80M between two ticks, and the guest spoke before that or after: no growth either way.
+        let shrinks = Used::next(Some(a), at(1000), M(190), M(120), M(200));
+        let after = Used::next(Some(shrinks), at(2000), M(110), M(120), M(120));
+        assert_eq!((shrinks.slope, after.slope, after.bytes), (Bytes::ZERO, Bytes::ZERO, M(10)));
     }
 
     #[test]

@@ -30,6 +30,10 @@ pub(crate) struct VmHistory {
     pub(crate) stats: Option<(MonoTime, GuestStats)>,
     /// The agent's last report that was looked at, and when it came.
     pub(crate) agent: Option<(MonoTime, AgentStats)>,
+    /// When the agent last said anything, believed or not.
+    pub(crate) heard: Option<MonoTime>,
+    /// Ticks since then.
+    pub(crate) unheard: u32,
     /// What the guest used when it last said so.
     pub(crate) used: Option<Used>,
     /// Page cache that it has lately been seen to read again.
@@ -81,6 +85,8 @@ impl VmHistory {
             actual,
             stats: None,
             agent: None,
+            heard: None,
+            unheard: 0,
             used: None,
             cache: Bytes::ZERO,
             total_ram: None,

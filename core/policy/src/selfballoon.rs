@@ -164,16 +164,19 @@ impl Worker<'_> {
         };
         let (down, up) = (self.tunables.selfballoon_downhysteresis, self.tunables.selfballoon_uphysteresis);
         let stepped = step(self.current.pages_floor(), pages, down, up).bytes();
+        // What was granted to it in distress is where it starts from.
+        let base = before.target.max(self.target);
         let (target, due) = if self.distressed {
-            (before.target.max(self.target), next(now))
+            (base, next(now))
         } else if self.current < goal_bytes {
             // It need not wait for the interval: who allocates now would be killed before that.
-            (if self.fresh { before.target.max(stepped) } else { before.target }, before.due)
+            (if self.fresh { base.max(stepped) } else { base }, before.due)
         } else if now >= before.due {
             let due = next(before.due);
-            (before.target.min(stepped), if due > now { due } else { next(now) })
+            (base.min(stepped).max(goal_bytes), if due > now { due } else { next(now) })
         } else {
-            (before.target, before.due)
+            // The goal may have risen since.
+            (base.max(goal_bytes), before.due)
         };
         Voluntary { target: self.bound(target, goal.reserve), due, goal: goal_bytes }
     }
@@ -288,6 +291,14 @@ mod test {
         let hurt = Worker { distressed: true, ..worker(&tunables, 924, 980) };
         let hurt = hurt.propose(Some(down), goal(224), at(10));
         assert_eq!((hurt.target, hurt.due), (Bytes::mib(980), at(15)));
+        // The grant came after that; nothing of it is taken before the interval is over, and nothing below the goal ever.
+        let better = worker(&tunables, 1000, 1000).propose(Some(hurt), goal(224), at(11));
+        assert_eq!(better.target, Bytes::mib(1000));
+        let low = Voluntary { target: Bytes::mib(91), ..hurt };
+        for second in [11, 15] {
+            let next = worker(&tunables, 512, 91).propose(Some(low), goal(347), at(second));
+            assert!(next.target >= Bytes::mib(347), "{next:?}");
+        }
     }
 
     #[test]

@@ -123,7 +123,7 @@ fn freed_memory_is_back_on_the_host_without_being_asked_for() {
 fn twenty_kills_under_load_go_unnoticed() {
     const KILLS: u64 = 20;
     let Some((keeper, guest)) = boot("kills", &PATIENT) else { return };
-    guest.send("fill 48M 7", LIMIT).unwrap();
+    guest.send("fill 40M 7", LIMIT).unwrap();
     let mut seed = 1u64;
     let mut moments = [0u32; 3];
     for kill in 0..KILLS {
@@ -152,7 +152,7 @@ fn twenty_kills_under_load_go_unnoticed() {
             // Pages freed and filled anew, so that reports come and pages that were given back are used again.
             guest.send("verify", LIMIT).unwrap();
             guest.send("free", LIMIT).unwrap();
-            guest.send(&format!("fill 48M {kill}"), LIMIT).unwrap();
+            guest.send(&format!("fill 40M {kill}"), LIMIT).unwrap();
         }
     }
     assert!(moments[0] >= 3 && moments[1] >= 3, "inflating, deflating, at rest: {moments:?}");

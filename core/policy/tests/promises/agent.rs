@@ -19,7 +19,11 @@ mod test {
             plan_twice(&snapshot(now, M(1024), vec![a.clone()]), &config, history).verdicts[0].source
         };
         assert_eq!(source(0, &a, &mut history), Source::Agent);
-        assert_eq!(source(3000, &a, &mut history), Source::Agent);
+        // A host that was stalled did not listen itself.
+        assert_eq!(source(7000, &a, &mut history.clone()), Source::Agent, "one tick without a word");
+        for now in [1000, 2000, 3000] {
+            assert_eq!(source(now, &a, &mut history), Source::Agent);
+        }
         a.stats = stats(3001, M(100));
         assert_eq!(source(3001, &a, &mut history), Source::Device, "silent for three ticks");
         a.agent = agent(4000, M(480), M(481), M(90));
@@ -27,7 +31,8 @@ mod test {
         a.agent = agent(4100, M(480), M(40), M(90));
         assert_eq!(source(4100, &a, &mut history), Source::Agent);
         a.stats = None;
-        assert_eq!(source(60_000, &a, &mut history), Source::Nobody);
+        let later = [60_000, 61_000, 62_000].map(|now| source(now, &a, &mut history));
+        assert_eq!(later[2], Source::Nobody);
     }
 
     #[test]
