@@ -269,7 +269,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Nobody => "nobody speaks for the guest",
-            Self::Device => "by its balloon's statistics, no agent speaks",
+            Self::Device => "by its balloon's statistics, no agent is heard",
             Self::Agent => "by its agent",
         })
     }

@@ -112,9 +112,22 @@ impl<'a> Vm<'a> {
         self.history.seeks && self.sample.sizes.memory() > self.target
     }
 
-    /// Whether nothing is going on with it: no distress, no pin, no baseline that is sought, no proposal of its own.
-    pub(crate) fn is_calm(&self) -> bool {
-        self.state == VmState::Ok && !self.history.seeks && self.voluntary().is_none()
+    /// What it holds beyond its baseline and its need, where nothing is going on with it: no distress now or a moment
+    /// ago, no pin, no baseline that is sought, no proposal of its own.
+    pub(crate) fn idle(&self) -> Bytes {
+        let calm = self.state == VmState::Ok && !self.eased && !self.history.seeks;
+        match self.need {
+            Some(need) if calm && self.voluntary().is_none() => {
+                self.target.minus(need.max(self.sample.sizes.memory()))
+            }
+            _ => Bytes::ZERO,
+        }
+    }
+
+    /// The reason for taking it.
+    pub(crate) fn idle_reason(&self) -> Reason {
+        let need = self.need.unwrap_or(Bytes::ZERO);
+        Reason::Idle { source: self.source, need, memory: self.sample.sizes.memory() }
     }
 
     /// Whether its target was lowered at this tick.

@@ -14,7 +14,7 @@ pub struct Config {
     pub distress_share: Ppm,
     /// The same as an amount, for small guests; never more than a quarter of what the guest holds.
     pub distress_least: Bytes,
-    /// The same amount for a guest whose agent speaks: it tells within a fifth of a second that memory gets short, where
+    /// The same amount for a guest whose agent speaks: it tells within a third of a second that memory gets short, where
     /// statistics come once a second. Twice Linux' own low watermark of a guest of 1 GiB.
     pub agent_least: Bytes,
     /// What a guest is left above what it uses when it is asked to give: a share of what it uses. More than

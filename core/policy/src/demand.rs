@@ -80,16 +80,13 @@ pub(crate) struct Believed {
 impl Vm<'_> {
     /// Takes in what is fresh, the agent's word before the balloon's statistics.
     pub(crate) fn read(&mut self, now: MonoTime, config: &Config) {
+        self.note_silence();
+        // A host that was stalled for a while has missed reports itself; that is no silence of the agent's.
+        let patient = self.history.unheard < PATIENT_TICKS;
         let agent = self
             .sample
             .agent
-            .filter(|a| {
-                let news = self.history.heard.is_none_or(|last| last < a.at);
-                self.history.unheard = if news { 0 } else { self.history.unheard.saturating_add(1) };
-                self.history.heard = Some(a.at);
-                // A host that was stalled for a while has missed reports itself; that is no silence of the agent's.
-                now.millis_since(a.at) <= config.agent_max_age_ms || self.history.unheard < PATIENT_TICKS
-            })
+            .filter(|a| patient || now.millis_since(a.at) <= config.agent_max_age_ms)
             .and_then(|a| plausible(&a.stats, self.sample.sizes.maxmem()).map(|b| (a.at, a.stats, b)));
         let device = self.sample.stats.filter(|s| now.millis_since(s.at) <= config.stats_max_age_ms);
         if let Some((at, stats, believed)) = agent {
@@ -109,6 +106,14 @@ impl Vm<'_> {
             self.available = self.sample.actual.0.minus(used.bytes);
             self.need = Some(config.need(self.source, used.bytes).plus(self.history.cache));
         }
+    }
+
+    /// Counts the ticks since the agent last said anything.
+    fn note_silence(&mut self) {
+        let spoke = self.sample.agent.map(|a| a.at);
+        let news = spoke > self.history.heard;
+        self.history.unheard = if news { 0 } else { self.history.unheard.saturating_add(1) };
+        self.history.heard = spoke.max(self.history.heard);
     }
 
     fn read_device(&mut self, now: MonoTime, at: MonoTime, stats: &GuestStats, config: &Config) {

@@ -7,8 +7,8 @@
 //! What it promises, for any input (each a property test):
 //! * a target is a whole number of pages within floor and maxmem;
 //! * what is granted at a tick was free at that tick: claims never grow beyond the budget;
-//! * a guest in distress is answered in the same tick: with all it may have if that is free, else by asking
-//!   those that can spare it, and it is given what arrives by the tick that sees it arrive;
+//! * a guest in distress is answered in the same tick: with all it wants (maxmem, where no agent measures it) if that is
+//!   free, else by asking those that can spare it, and it is given what arrives by the tick that sees it arrive;
 //! * a guest that does not move, by rate, is not counted on, and is left alone for longer each time;
 //! * a guest's own proposal (self-ballooning) lowers its target and raises it as far as there is room, and yields to
 //!   pins, to its distress and to a host that is short;
@@ -32,7 +32,7 @@ mod share;
 
 use alloc::vec::Vec;
 
-use plimsoll_model::{Action, HostState, Plan, PsiTotals, Reason, Snapshot, Source, Verdict, VmState};
+use plimsoll_model::{Action, HostState, Plan, PsiTotals, Reason, Snapshot, Verdict, VmState};
 use plimsoll_units::{Bytes, MonoTime, Ppm};
 
 use crate::assess::Vm;
@@ -150,8 +150,6 @@ fn calm_reason(vm: &Vm<'_>) -> Reason {
 }
 
 /// Grants what is free: pins first, then distress (up to the baselines before beyond them), then what others want.
-/// Whoever is in distress and is not measured closely has what is left then, but for some slack: it would have to be
-/// taken back for whoever comes into distress next. One that an agent measures says soon enough what else it wants.
 fn grant_all(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
     let config = balance.config;
     let only = |state: VmState, want: fn(&Vm<'_>, &Config) -> Bytes| {
@@ -163,27 +161,14 @@ fn grant_all(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
     balance.grant(vms, only(VmState::Distressed, baseline), distress);
     balance.grant(vms, only(VmState::Distressed, urgent_want), distress);
     balance.grant(vms, only(VmState::Ok, urgent_want), |vm, _| calm_reason(vm));
-    let all = |vm: &Vm<'_>, config: &Config| match vm.source {
-        Source::Agent => vm.wanted(config),
-        Source::Device | Source::Nobody => vm.sample.sizes.maxmem(),
-    };
-    balance.keep_slack(|balance| balance.grant(vms, only(VmState::Distressed, all), distress));
 }
 
 /// Where less is free than the slack, who holds more than baseline and need gives that now and not slowly: the next
 /// guest in distress shall not have to wait for it.
 fn replenish(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
     let slack = balance.config.slack_share.of(balance.host.budget);
-    let excess = |vm: &Vm<'_>| match vm.need {
-        Some(need) if vm.is_calm() && !vm.eased => vm.target.minus(need.max(vm.sample.sizes.memory())),
-        _ => Bytes::ZERO,
-    };
-    let idle = |vm: &Vm<'_>, _| Reason::Idle {
-        source: vm.source,
-        need: vm.need.unwrap_or(Bytes::ZERO),
-        memory: vm.sample.sizes.memory(),
-    };
-    balance.take(vms, slack.minus(balance.room.plus(balance.in_flight)), excess, idle);
+    let lack = slack.minus(balance.room.plus(balance.in_flight));
+    balance.take(vms, lack, |vm| vm.idle(), |vm, _| vm.idle_reason());
 }
 
 /// What has time: idle VMs give back what they hold beyond baseline and need; VMs below their need or their
@@ -200,10 +185,8 @@ fn slow_moves(balance: &mut Balance<'_>, vms: &mut [Vm<'_>], history: &mut Histo
     let plenty = balance.room >= config.plenty_share.of(balance.host.budget);
     let idle_ms = if plenty { dt_ms / 8 } else { dt_ms };
     let slow = |vm: &Vm<'_>| vm.state == VmState::Ok && !vm.eased && vm.voluntary().is_none();
-    for vm in vms.iter_mut().filter(|vm| !vm.eased && vm.is_calm()) {
-        let Some(need) = vm.need else { continue };
-        let memory = vm.sample.sizes.memory();
-        let excess = vm.target.minus(memory.max(need));
+    for vm in vms.iter_mut() {
+        let excess = vm.idle();
         // A target below what the guest holds is still being worked off.
         if excess >= config.least_move && vm.sample.actual.0 <= vm.target.plus(config.least_move) {
             vm.target = vm
@@ -211,7 +194,7 @@ fn slow_moves(balance: &mut Balance<'_>, vms: &mut [Vm<'_>], history: &mut Histo
                 .sizes
                 .clamp(vm.target.minus(step(excess, config.idle_share, idle_ms, config.least_move)))
                 .0;
-            vm.reason = Reason::Idle { source: vm.source, need, memory };
+            vm.reason = vm.idle_reason();
         }
     }
     let up = |vm: &Vm<'_>| {

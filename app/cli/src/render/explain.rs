@@ -48,7 +48,7 @@ fn guest(vm: &VmView) -> String {
     let word = match vm.source {
         Source::Agent => format!("by its agent{}", ago(vm.agent.map(|a| a.age_ms))),
         Source::Device | Source::Nobody => {
-            format!("by its balloon's statistics{} (no agent speaks)", ago(vm.stats_age_ms))
+            format!("by its balloon's statistics{} (no agent is heard)", ago(vm.stats_age_ms))
         }
     };
     let known = match vm.need {

@@ -121,7 +121,7 @@ fn explain_speaks_in_sentences() {
     for part in [
         "web's target is 256M. It was told of 1G (maxmem), is guaranteed 128M (floor)",
         "Why: its baseline is 256M and the host has room for it.",
-        "by its balloon's statistics, 0.4 s ago (no agent speaks) it needs 128M and could spare 128M.",
+        "by its balloon's statistics, 0.4 s ago (no agent is heard) it needs 128M and could spare 128M.",
         "The host is tight: guests want more than is free: 2048M of a budget of 7168M is claimed",
         "distressed guests wait for 64M",
         "2026-11-21T11:24:36Z): 300M -> 256M by the arbiter: it needs 140M, by its balloon's statistics",

@@ -101,7 +101,7 @@ impl World<'_, '_> {
         self.suspect.wait("to be judged by its balloon", limit, |view| view.source == Source::Device);
         let text = self.suspect.bed.ok(&["explain", "suspect"]);
         assert!(text.contains("by its balloon's statistics"), "{text}");
-        assert!(text.contains("no agent speaks"), "{text}");
+        assert!(text.contains("no agent is heard"), "{text}");
     }
 
     #[track_caller]
