@@ -35,6 +35,7 @@ mod reader;
 pub use clock::now;
 pub use error::ProcError;
 pub use host::{MemInfo, VmStat};
+pub use parse::{fields, number, words};
 pub use pidfd::Pidfd;
 pub use process::{Memory, ProcessId, ProcessStat, ProcessState, StatM};
 pub use reader::Procfs;

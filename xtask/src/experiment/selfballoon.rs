@@ -34,7 +34,7 @@ use serde::Serialize;
 use crate::experiment::sheet::{self, Sheet};
 use crate::fleet::Kept;
 use crate::out::{self, Step};
-use crate::{ready, run};
+use crate::ready;
 use growth::Load;
 use guest::{Guest, Kind};
 use half_life::{HalfLife, Pace};
@@ -173,7 +173,7 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     let kept = Kept::serve("selfballoon", &config(&settings, options.logs.as_deref())?)?;
     let done = play(&kept, &settings, &mut paper);
     if let Some(dir) = &options.logs {
-        keep_logs(&kept, &settings.kinds, dir)?;
+        kept.keep_logs(settings.kinds.iter().map(|kind| kind.name()), dir)?;
     }
     drop(kept);
     done?;
@@ -295,25 +295,6 @@ fn conclude(options: &Options, settings: &Settings, paper: &mut Paper) -> Result
         return Ok(());
     }
     bail!("limits were missed:\n  {}", missed.join("\n  "))
-}
-
-/// Keeps what the daemon wrote and what it says of its guests, for whoever asks why.
-fn keep_logs(kept: &Kept, kinds: &[Kind], dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let copy = |from: &Path, to: String| {
-        std::fs::copy(from, dir.join(to)).with_context(|| format!("cannot copy {}", from.display()))
-    };
-    copy(&kept.dir().join("plimsolld.log"), "plimsolld.log".into())?;
-    for kind in kinds.iter().map(|kind| kind.name()) {
-        copy(&kept.dir().join("run").join(kind).join("console.log"), format!("console-{kind}.log"))?;
-    }
-    let mut questions = vec![vec!["list"], vec!["host"], vec!["events"]];
-    questions.extend(kinds.iter().map(|kind| vec!["explain", kind.name()]));
-    for words in questions {
-        let said = run::quiet(kept.plimsoll().args(&words)).unwrap_or_else(|error| format!("{error:#}"));
-        std::fs::write(dir.join(words.join("-")), said)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

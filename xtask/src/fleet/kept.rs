@@ -117,6 +117,32 @@ impl Kept {
         serde_json::from_str(&text).context("plimsoll list --json")
     }
 
+    /// Keeps what the daemon wrote, what the guests of these names said, and what the daemon says of them, for whoever asks
+    /// why.
+    ///
+    /// # Errors
+    /// When something cannot be copied or written. A question that is not answered leaves its error in the place of
+    /// the answer.
+    pub(crate) fn keep_logs<'a>(&self, names: impl IntoIterator<Item = &'a str>, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let copy = |from: &Path, to: &str| {
+            std::fs::copy(from, dir.join(to)).with_context(|| format!("cannot copy {}", from.display()))
+        };
+        for file in ["plimsolld.log", "plimsoll.toml"] {
+            copy(&self.dir().join(file), file)?;
+        }
+        let mut questions = vec![vec!["list"], vec!["host"], vec!["events"]];
+        for name in names {
+            copy(&self.dir().join("run").join(name).join("console.log"), &format!("console-{name}.log"))?;
+            questions.push(vec!["explain", name]);
+        }
+        for words in questions {
+            let said = run::quiet(self.plimsoll().args(&words)).unwrap_or_else(|error| format!("{error:#}"));
+            std::fs::write(dir.join(words.join("-")), said)?;
+        }
+        Ok(())
+    }
+
     fn run(&mut self, spec: &GuestSpec, care: &Care<'_>) -> Result<()> {
         let image = images::uml()?;
         let mut command = self.plimsoll();

@@ -1,13 +1,14 @@
 //! `/proc/pressure/memory` (the kernel's `Documentation/accounting/psi.rst`), since Linux 4.20.
 
 use plimsoll_model::PsiTotals;
+use plimsoll_procfs::{number, words};
 
 /// The stall times since boot.
 pub(crate) fn read(text: &[u8]) -> Option<PsiTotals> {
     let total = |kind: &[u8]| {
         let mut lines = text.split(|byte| *byte == b'\n');
-        let line = lines.find(|line| super::words(line).next() == Some(kind))?;
-        super::number(super::words(line).find_map(|word| word.strip_prefix(b"total="))?)
+        let line = lines.find(|line| words(line).next() == Some(kind))?;
+        number(words(line).find_map(|word| word.strip_prefix(b"total="))?)
     };
     Some(PsiTotals { some_us: total(b"some")?, full_us: total(b"full")? })
 }

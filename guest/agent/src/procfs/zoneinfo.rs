@@ -1,6 +1,6 @@
 //! `/proc/zoneinfo`: what the kernel keeps back.
 
-use super::{number, words};
+use plimsoll_procfs::{number, words};
 
 /// Pages that the kernel's `calculate_totalreserve_pages` (`mm/page_alloc.c`) comes to: for each zone the largest
 /// number of its `protection` and its high watermark, at most what the zone manages. `None` when the text has no

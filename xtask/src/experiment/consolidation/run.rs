@@ -1,6 +1,5 @@
 //! One run: a column's guests from boot to the end of their work, with what was counted.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use super::plan::{Column, Plan, Setting, Turn};
 use super::side::{Ground, How, Side};
 use super::work::{self, Progress, Work, ms};
 use crate::fleet::name;
-use crate::{out, run};
+use crate::out;
 
 /// How often a line tells how it goes.
 const TELL_EVERY: Duration = Duration::from_secs(5);
@@ -117,8 +116,9 @@ pub(crate) fn play(plan: &Plan, turn: Turn, seed: u64, how: &How<'_>) -> Result<
     })?;
     work::look_inside(side.fleet(), 2, &mut work);
     let host = Host::read(&side.cgroup)?.since(&first);
-    if let Some(dir) = how.logs {
-        keep_logs(&side, plan, dir)?;
+    if let (Some(dir), Some(kept)) = (how.logs, side.kept()) {
+        let names: Vec<String> = (0..plan.vms).map(name).collect();
+        kept.keep_logs(names.iter().map(String::as_str), dir)?;
     }
     Ok(record(plan, turn, &side, Counted { phases, host, work }))
 }
@@ -196,25 +196,6 @@ fn tell(cgroup: &TestCgroup, phase: &str, (done, all): (u64, u64), before: &Host
         vmstat.swapped_in() / 256,
         vmstat.swapped_out() / 256,
     ));
-}
-
-/// Keeps what the daemon wrote and what it says of its guests, for whoever asks why.
-fn keep_logs(side: &Side, plan: &Plan, dir: &Path) -> Result<()> {
-    let Some(kept) = side.kept() else { return Ok(()) };
-    for file in ["plimsolld.log", "plimsoll.toml"] {
-        let from = kept.dir().join(file);
-        std::fs::copy(&from, dir.join(file)).with_context(|| format!("cannot copy {}", from.display()))?;
-    }
-    for (file, words) in [("list", &["list"][..]), ("host", &["host"]), ("events", &["events"])] {
-        let said = run::quiet(kept.plimsoll().args(words)).unwrap_or_else(|error| format!("{error:#}"));
-        std::fs::write(dir.join(file), said)?;
-    }
-    for index in 0..plan.vms {
-        let words = ["explain", &name(index)];
-        let said = run::quiet(kept.plimsoll().args(words)).unwrap_or_else(|error| format!("{error:#}"));
-        std::fs::write(dir.join(format!("explain-{}", name(index))), said)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
