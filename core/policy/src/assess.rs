@@ -217,15 +217,23 @@ impl<'a> Vm<'a> {
         self.history.eased =
             self.history.eased.filter(|at| now.millis_since(*at) <= config.distress_quiet_ms);
         self.eased = self.history.eased.is_some();
+        if self.signal.is_none() {
+            self.history.pleas = 0;
+        } else if self.fresh {
+            self.history.pleas = self.history.pleas.saturating_add(1);
+        }
     }
 
-    /// Whether statistics that came after a sign of distress show twice the headroom that a guest is left with.
-    /// A guest that has just freed its memory must not keep it from others until the quiet time is over.
-    /// One whose kernel killed for want of memory has plenty because of that; it gets its quiet time.
+    /// Whether the guest has twice the headroom that it is left with, by its own word.
+    ///
+    /// Counters tell what has happened, and what is available tells whether it goes on: a guest that reads back what it
+    /// had swapped out, with plenty available, needs no more. The other signs are outlived by a later word only, and the
+    /// guest whose kernel killed for want of memory has plenty because of that; it gets its quiet time.
     fn has_plenty_since(&self, at: MonoTime, signal: Signal, config: &Config) -> bool {
         let Some(need) = self.need else { return false };
+        let counted = matches!(signal, Signal::Swap | Signal::Stall | Signal::Pressure);
+        let later = counted || self.history.used.is_some_and(|used| used.at > at);
         let headroom = need.minus(self.sample.actual.0.minus(self.available));
-        let later = self.history.used.is_some_and(|used| used.at > at);
         let margin = config.distress_margin(self.source, self.sample.actual.0);
         later && signal != Signal::OomKill && self.available >= headroom.plus(headroom).max(margin)
     }

@@ -31,7 +31,8 @@ pub struct Config {
     /// What a distressed guest with an agent is given beyond what it uses: as much as it grew in this time, in
     /// milliseconds, ...
     pub demand_ahead_ms: u64,
-    /// ... but at least this share of what it holds, so that it need not ask again at once.
+    /// ... but at least this share of what it holds, so that it need not ask again at once. If it does, twice and four
+    /// times that: who is held back shows no growth.
     pub demand_least: Ppm,
     /// Page cache that was read again after it was given up counts as needed; this share of it is forgotten each
     /// second. 1/32: a half-life of 22 s, longer than a program's usual pause.

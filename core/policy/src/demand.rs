@@ -39,6 +39,9 @@ const PATIENT_TICKS: u32 = 3;
 /// Growth below this, in a second, is slow enough for the margin.
 const GROWING: Bytes = Bytes::mib(8);
 
+/// What a guest is given at least is doubled so often at most: from an eighth of what it holds to half of that.
+const MOST_DOUBLINGS: u32 = 2;
+
 /// Reports closer together than this say nothing about a rate, in milliseconds.
 const SLOPE_MS: u64 = 20;
 
@@ -185,7 +188,10 @@ impl Vm<'_> {
             return maxmem;
         }
         let ahead = used.slope.scale(config.demand_ahead_ms, 1000);
-        let growth = ahead.max(config.demand_least.of(self.sample.actual.0));
+        // A guest that is held back shows no slope. If it still pleads, what it was given was too little: give twice that.
+        let doublings = self.history.pleas.saturating_sub(1).min(MOST_DOUBLINGS);
+        let least = config.demand_least.of(self.sample.actual.0).scale(1 << doublings, 1);
+        let growth = ahead.max(least);
         used.bytes.plus(growth).max(need).pages_ceil().bytes().min(maxmem)
     }
 }

@@ -46,6 +46,8 @@ pub(crate) struct VmHistory {
     pub(crate) distress: Option<(MonoTime, Signal)>,
     /// The sign of distress that was over before its quiet time was.
     pub(crate) eased: Option<MonoTime>,
+    /// In how many reports in a row it was in distress: what it was given was not enough.
+    pub(crate) pleas: u32,
     /// Its baseline at the last tick: a new one is sought at once.
     pub(crate) memory: Bytes,
     /// A new baseline was set and is not reached yet.
@@ -93,6 +95,7 @@ impl VmHistory {
             voluntary: None,
             distress: None,
             eased: None,
+            pleas: 0,
             memory,
             seeks: false,
             window: None,

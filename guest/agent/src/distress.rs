@@ -10,10 +10,14 @@
 //! | `refaults` | 64 pages or more were read again soon after they were given up, or 64 faults had to read, in a quarter of a second, and available is below eight margins |
 //! | `oom-kill` | a process was ended for want of memory |
 //! | `pressure` | the kernel's PSI trigger fired, and available is below eight margins |
+//! | `relieved` | none of these any more, or available rose by an eighth of the total since the last report |
 //!
 //! With plenty available, stalls, faults and pressure have other causes: a program starting, a control group at its
 //! own limit. So above sixteen margins the counters are not even read out of turn. They are in the regular reports
 //! all the same.
+//!
+//! The host keeps memory ready for a guest that was short when it last spoke; that it no longer is, is told at once too,
+//! for others may be waiting for it.
 //!
 //! A new sign is told at once, but never twice within 100 ms; signs that last are repeated every 200 ms, and, when
 //! they have lasted 5 s, every second.
@@ -44,6 +48,8 @@ const FARTHEST_MS: u64 = 4000;
 const LEAST_RISE: Bytes = Bytes::mib(8);
 /// A rise of promises counts from the total divided by this.
 const RISE_PART: u64 = 32;
+/// A rise of what is available counts from the total divided by this.
+const RELIEF_PART: u64 = 8;
 /// Pages to and from swap in a window.
 const SWAP_PAGES: u64 = 32;
 /// Pages or faults in a window.
@@ -70,6 +76,10 @@ pub(crate) struct Watch {
     recent: VecDeque<(u64, AgentStats)>,
     /// `Committed_AS` of the last report.
     committed: Option<Bytes>,
+    /// What was available by the last report.
+    available: Option<Bytes>,
+    /// The signs that were told last are over, and that has not been told.
+    over: bool,
     /// The last urgent report and its signs.
     told: Option<(u64, Signs)>,
     /// Since when there have been signs in every look.
@@ -78,7 +88,14 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn new() -> Self {
-        Self { recent: VecDeque::with_capacity(MOST_LOOKS), committed: None, told: None, since: None }
+        Self {
+            recent: VecDeque::with_capacity(MOST_LOOKS),
+            committed: None,
+            available: None,
+            over: false,
+            told: None,
+            since: None,
+        }
     }
 
     /// The signs at a look. `pressure`: the kernel's trigger fired since the last one.
@@ -101,12 +118,15 @@ impl Watch {
             | Signs::PRESSURE.when(pressure && is_scarce(stats))
             | self.changes(now_ms, stats, interval_ms);
         self.recent.push_back((now_ms, *stats));
-        if signs == Signs::NONE {
-            (self.since, self.told) = (None, self.told.map(|(at, _)| (at, Signs::NONE)));
-        } else {
+        if signs != Signs::NONE {
             self.since = self.since.or(Some(now_ms));
+            return signs;
         }
-        signs
+        self.since = None;
+        if let Some((_, told)) = &mut self.told {
+            self.over |= std::mem::replace(told, Signs::NONE) != Signs::NONE;
+        }
+        Signs::RELIEVED.when(self.over || self.has_risen(stats))
     }
 
     /// Whether the counters of `/proc/vmstat` are wanted: memory is scarce, or may be at the next look, or was in this
@@ -139,10 +159,16 @@ impl Watch {
 
     /// A report was sent; an urgent one when there were signs.
     pub(crate) fn reported(&mut self, now_ms: u64, stats: &AgentStats, signs: Signs) {
-        self.committed = stats.committed;
+        (self.committed, self.available, self.over) = (stats.committed, stats.available, false);
         if signs != Signs::NONE {
-            self.told = Some((now_ms, signs));
+            self.told = Some((now_ms, signs.without(Signs::RELIEVED)));
         }
+    }
+
+    fn has_risen(&self, stats: &AgentStats) -> bool {
+        let (Some(before), Some(now)) = (self.available, stats.available) else { return false };
+        let least = Bytes(stats.total.unwrap_or_default().0 / RELIEF_PART).max(LEAST_RISE);
+        now.minus(before) >= least
     }
 
     fn promises_rose(&self, stats: &AgentStats) -> bool {
@@ -270,7 +296,9 @@ mod test {
         assert_eq!(watch.look(200, &committed(116), 1000, false), Signs::COMMITTED);
         assert_eq!(watch.look(900, &committed(116), 1000, false), Signs::COMMITTED);
         watch.reported(900, &committed(116), Signs::COMMITTED);
-        assert_eq!(watch.look(1000, &committed(116), 1000, false), Signs::NONE);
+        assert_eq!(watch.look(1000, &committed(116), 1000, false), Signs::RELIEVED);
+        watch.reported(1000, &committed(116), Signs::RELIEVED);
+        assert_eq!(watch.look(1100, &committed(116), 1000, false), Signs::NONE);
     }
 
     #[test]
@@ -366,6 +394,17 @@ mod test {
     fn a_sign_that_comes_back_is_told_at_once() {
         let (low, plenty) = (with(1024, 10), with(1024, 900));
         assert_eq!(told([low, plenty, low, low]), [0, 100]);
+    }
+
+    #[test]
+    fn the_end_of_a_want_is_told_once_and_so_is_memory_that_came_free() {
+        let (low, well, freed) = (with(1024, 10), with(1024, 100), with(1024, 100 + 128));
+        assert_eq!(told([low, low, low, well, well, well]), [0, 150]);
+        assert_eq!(told([low, well, well, well, well]), [0, 100]);
+        assert_eq!(told([low, low, low, well, well, freed, freed]), [0, 150, 250]);
+        let mut watch = Watch::new();
+        watch.reported(0, &low, Signs::NONE);
+        assert_eq!(watch.look(50, &freed, 1000, false), Signs::RELIEVED);
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use std::ops::BitOr;
 
 /// A set of signs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Signs(u8);
+pub(crate) struct Signs(u16);
 
 impl Signs {
     pub(crate) const NONE: Self = Self(0);
@@ -17,8 +17,9 @@ impl Signs {
     pub(crate) const REFAULTS: Self = Self(1 << 5);
     pub(crate) const OOM_KILL: Self = Self(1 << 6);
     pub(crate) const PRESSURE: Self = Self(1 << 7);
+    pub(crate) const RELIEVED: Self = Self(1 << 8);
 
-    const NAMES: [(Self, &'static str); 8] = [
+    const NAMES: [(Self, &'static str); 9] = [
         (Self::LOW, "low"),
         (Self::FALLING, "falling"),
         (Self::COMMITTED, "committed"),
@@ -27,6 +28,7 @@ impl Signs {
         (Self::REFAULTS, "refaults"),
         (Self::OOM_KILL, "oom-kill"),
         (Self::PRESSURE, "pressure"),
+        (Self::RELIEVED, "relieved"),
     ];
 
     /// Whether these are among them.
@@ -69,7 +71,10 @@ mod test {
     #[test]
     fn a_set_is_named_by_its_members() {
         let all = Signs::NAMES.iter().fold(Signs::NONE, |all, (sign, _)| all | *sign);
-        assert_eq!(all.to_string(), "low,falling,committed,swapping,stalls,refaults,oom-kill,pressure");
+        assert_eq!(
+            all.to_string(),
+            "low,falling,committed,swapping,stalls,refaults,oom-kill,pressure,relieved"
+        );
         assert_eq!(all.without(all), Signs::NONE);
         assert!(!all.without(Signs::LOW).has(Signs::LOW));
         assert_eq!(Signs::NONE.to_string(), "");

@@ -54,6 +54,55 @@ mod test {
     }
 
     #[test]
+    fn a_guest_that_pleads_again_is_given_more_each_time_up_to_half_of_what_it_holds() {
+        let config = Config::default();
+        let mut history = History::default();
+        let mut a = vm(1, M(64), M(128), M(1024));
+        a.stats = stats(0, M(2));
+        let mut wanted = Vec::new();
+        for plea in 0..5u64 {
+            // Held back: it uses all it has and shows no slope.
+            a.agent = agent(plea * 200, M(1000), M(2), M(90));
+            let plan = plan_twice(&snapshot(plea * 200, M(1024), vec![a.clone()]), &config, &mut history);
+            let Reason::Distress { wanted: now, .. } = plan.verdicts[0].reason else { panic!("{plan:?}") };
+            wanted.push(now.minus(M(126)).whole_mib());
+            let again =
+                plan_twice(&snapshot(plea * 200 + 100, M(1024), vec![a.clone()]), &config, &mut history);
+            assert_eq!(again.verdicts[0].reason, plan.verdicts[0].reason, "the same word is one plea");
+        }
+        assert_eq!(wanted, [21, 32, 64, 64, 64]);
+        a.agent = agent(2000, M(1000), M(70), M(90));
+        plan_twice(&snapshot(2000, M(1024), vec![a.clone()]), &config, &mut history);
+        a.agent = agent(9000, M(1000), M(2), M(90));
+        a.actual = MemTarget(M(256));
+        a.target = a.actual;
+        let plan = plan_twice(&snapshot(9000, M(1024), vec![a]), &config, &mut history);
+        assert!(
+            matches!(plan.verdicts[0].reason, Reason::Distress { wanted, .. } if wanted < M(256 + 64)),
+            "a clean sheet after the end of distress: {plan:?}"
+        );
+    }
+
+    #[test]
+    fn a_guest_that_reads_back_what_it_had_swapped_out_with_plenty_available_is_not_in_distress() {
+        let config = Config::default();
+        for (available, state) in [(M(20), VmState::Distressed), (M(190), VmState::Ok)] {
+            let mut history = History::default();
+            let mut a = vm(1, M(64), M(128), M(256));
+            (a.actual, a.target) = (MemTarget(M(256)), MemTarget(M(256)));
+            let mut said = agent(0, M(240), M(40), M(90)).unwrap();
+            said.stats.swap_in = Some(0);
+            a.agent = Some(said);
+            plan_twice(&snapshot(0, M(512), vec![a.clone()]), &config, &mut history);
+            let mut said = agent(1000, M(240), available, M(90)).unwrap();
+            said.stats.swap_in = Some(5000);
+            a.agent = Some(said);
+            let plan = plan_twice(&snapshot(1000, M(512), vec![a]), &config, &mut history);
+            assert_eq!(plan.verdicts[0].state, state, "{plan:?}");
+        }
+    }
+
+    #[test]
     fn page_cache_that_is_read_again_is_needed_and_what_is_not_is_idle() {
         let config = Config::default();
         let mut history = History::default();
