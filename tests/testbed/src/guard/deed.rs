@@ -136,9 +136,11 @@ fn kill_members(path: &Path) -> usize {
 }
 
 fn swap_off(path: &Path) -> io::Result<()> {
+    // The kernel lists the file by its real path; ours goes up and down again from the manifest's folder.
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let in_use = std::fs::read_to_string("/proc/swaps")?.lines().any(|line| {
         let name = line.split_ascii_whitespace().next().unwrap_or_default();
-        Path::new(name) == path
+        Path::new(name) == real
     });
     if in_use {
         let program = paths::program("swapoff", "mount").map_err(io::Error::other)?;
