@@ -167,6 +167,24 @@ fn room_comes_with_the_answer_to_a_discard_and_a_fault_waits_for_it() {
 }
 
 #[test]
+fn what_failed_is_as_if_it_had_not_been_begun() {
+    let (mut ledger, space) = guest(2, 1);
+    let Fault::Populate(extent) = ledger.fault(space, 3) else { panic!() };
+    assert_eq!(ledger.fault(space, 4), Fault::Arriving);
+    ledger.populate_failed(extent);
+    assert_eq!((resident(&ledger), ledger.counts().outstanding), (0, PageCount(1024)));
+    assert_eq!(populate(&mut ledger, space, 3), (0, 512));
+    let mut out = vec![];
+    ledger.inflate(&[extent], TELLS, &mut out);
+    ledger.discard_failed(out[0]);
+    assert_eq!((resident(&ledger), ledger.counts().ballooned), (512, PageCount(512)));
+    ledger.discarded(out[0]);
+    assert_eq!(resident(&ledger), 512, "nobody waits for that answer any more");
+    ledger.deflate(&[extent]);
+    assert_eq!(ledger.counts().present, PageCount(512), "its memory never went");
+}
+
+#[test]
 fn a_pin_says_what_is_missing_and_holds_what_is_there() {
     let (mut ledger, space) = guest(3, 3);
     populate(&mut ledger, space, 0);

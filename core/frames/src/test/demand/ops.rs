@@ -14,6 +14,10 @@ pub(super) type Range = (usize, u64, u64);
 pub(super) enum Op {
     /// The guest reads or writes a page, and whatever that starts is carried out at once or stays under way.
     Touch(usize, u64, Option<u64>, bool),
+    /// A fault that was read late is asked about, whatever has become of its page.
+    LateFault(usize, u64),
+    /// An answer to a call that was never asked for.
+    Stray(Range, u8),
     /// The guest writes something, or zeros, to a whole range, which is populated as far as there is room.
     Fill(Range, u64),
     Inflate(Vec<Range>),
@@ -90,6 +94,7 @@ fn of_host() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => (ranges(), by).prop_map(|(named, by)| Op::Removed(named, by)),
         1 => near().prop_map(Op::Unseen),
+        1 => near().prop_map(|(space, page, _)| Op::LateFault(space, page)),
         3 => target().prop_map(Op::SetTarget),
         2 => (0usize..8).prop_map(Op::Execute),
         5 => (0usize..8, prop::bool::weighted(0.7)).prop_map(|(n, ok)| Op::Finish(n, ok)),
@@ -129,6 +134,10 @@ fn sweep() -> impl Strategy<Value = Vec<Op>> {
     })
 }
 
+fn of_nobody() -> impl Strategy<Value = Op> {
+    (range(), 0u8..4).prop_map(|(range, kind)| Op::Stray(range, kind))
+}
+
 /// Events that meet on the same pages.
 fn meeting() -> impl Strategy<Value = Vec<Op>> {
     let met = |(range, kind, stamp): (Range, u8, u64)| {
@@ -149,7 +158,8 @@ fn meeting() -> impl Strategy<Value = Vec<Op>> {
 /// A world with its target, whether its guest tells before it uses pages of the balloon again, and what happens to it.
 pub(super) fn story() -> impl Strategy<Value = (u64, Reuse, Vec<Op>)> {
     let reuse = prop_oneof![Just(Reuse::TellsFirst), Just(Reuse::AtOnce)];
-    let single = prop_oneof![6 => of_guest(), 5 => of_host(), 1 => of_sweep()].prop_map(|op| vec![op]);
+    let single = prop_oneof![12 => of_guest(), 10 => of_host(), 2 => of_sweep(), 1 => of_nobody()];
+    let single = single.prop_map(|op| vec![op]);
     let steps = prop::collection::vec(prop_oneof![9 => single, 1 => sweep(), 1 => meeting()], 1..60);
     (target(), reuse, steps.prop_map(|steps| steps.concat()))
 }

@@ -10,7 +10,7 @@ use super::crash::{crash, reboot};
 use super::model::{FRAME, Page, Space, index, number};
 use super::ops::{Op, Range};
 use super::world::{Kind, World, data};
-use crate::{Extent, PageState, RemovedBy, Reuse, Tally};
+use crate::{Discard, Extent, PageState, RemovedBy, Reuse, Tally};
 
 pub(super) fn step(world: &mut World, op: &Op) {
     match op {
@@ -18,6 +18,11 @@ pub(super) fn step(world: &mut World, op: &Op) {
             let page = index(*page) % world.spaces[*space].pages.len();
             world.touch(*space, page, *write, *now);
         }
+        Op::LateFault(space, page) => {
+            let page = index(*page) % world.spaces[*space].pages.len();
+            world.fault(*space, page, true);
+        }
+        Op::Stray(range, kind) => stray(world, *range, *kind),
         Op::Fill(range, stamp) => {
             for page in world.pages(*range) {
                 if !world.touch(range.0, page, Some(*stamp), true) {
@@ -75,6 +80,27 @@ pub(super) fn step(world: &mut World, op: &Op) {
         Op::Reboot(most, kill) => reboot(world, *most, *kill),
         Op::Crash(done) => crash(world, *done),
     }
+}
+
+/// Answers where nothing is under way, which must change nothing.
+fn stray(world: &mut World, range: Range, kind: u8) {
+    let pages = world.pages(range);
+    let page = |page: &Page| page.arriving || page.leaving || page.pins > 0;
+    if world.spaces[range.0].pages[pages].iter().any(page) {
+        return;
+    }
+    let extent = world.extent(range);
+    let (offset, len) = (PageCount(extent.first).bytes(), PageCount(extent.count).bytes());
+    let discard = Discard { space: extent.space, offset, len };
+    let mut out = vec![];
+    match kind {
+        0 => world.ledger.discarded(discard),
+        1 => world.ledger.discard_failed(discard),
+        2 => world.ledger.populated(extent, world.reuse, &mut out),
+        _ => world.ledger.populate_failed(extent),
+    }
+    world.ledger.unpin(extent, world.reuse, &mut out);
+    assert_eq!(out, []);
 }
 
 fn named(world: &World, ranges: &[Range]) -> BTreeSet<(usize, usize)> {

@@ -167,7 +167,7 @@ impl World {
     }
 
     /// A page without memory was touched. Returns whether to try again.
-    fn fault(&mut self, space: usize, page: usize, now: bool) -> bool {
+    pub(super) fn fault(&mut self, space: usize, page: usize, now: bool) -> bool {
         let room = self.room();
         let id = self.spaces[space].id;
         let want = self.spaces[space].fault(page, room);
@@ -191,8 +191,12 @@ impl World {
                 now
             }
             (Answer::Present, Fault::Present) => {
-                self.seen.insert("fault on a hole punched unseen");
-                self.repair(space, page);
+                if self.spaces[space].pages[page].memory {
+                    self.seen.insert("fault read late");
+                } else {
+                    self.seen.insert("fault on a hole punched unseen");
+                    self.repair(space, page);
+                }
                 true
             }
             (Answer::Arriving, Fault::Arriving) => {
