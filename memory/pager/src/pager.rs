@@ -17,7 +17,7 @@ use crate::fill::Filler;
 use crate::mapping::Mapping;
 use crate::pins::{Pinned, pin};
 use crate::shared::{Settings, Shared, State, after};
-use crate::status::{PagerEvent, PagerStatus, Stalled, SweepReport, SweepStatus};
+use crate::status::{PagerEvent, PagerStatus, Stalled, SweepDepth, SweepReport, SweepStatus};
 use crate::{Config, PinError, ResetError, StartError};
 
 /// What a pager works with. All of it outlives the pager: the keeper has copies.
@@ -120,9 +120,11 @@ impl<W: AsRef<[AtomicU64]> + Send + 'static> Pager<W> {
         }
     }
 
-    /// Sweeps all the guest's memory once, and waits for the end of it; `None` if it does not end in time.
-    pub fn sweep(&self, patience: Duration) -> Option<SweepReport> {
+    /// Sweeps all the guest's memory once, and waits for the end of it; `None` if it does not end in time. Others who ask at the same
+    /// time get the same sweep, which looks as closely as any of them wants.
+    pub fn sweep(&self, depth: SweepDepth, patience: Duration) -> Option<SweepReport> {
         let mut state = self.shared.lock();
+        state.sweep.depth = state.sweep.depth.max(Some(depth));
         state.sweep.asked = state.sweep.asked.saturating_add(1);
         let ticket = state.sweep.asked;
         self.shared.work.notify_one();

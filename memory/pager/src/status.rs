@@ -102,10 +102,19 @@ pub struct SweepStatus {
     pub last: Option<SweepReport>,
 }
 
+/// How closely a sweep looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SweepDepth {
+    /// At frames of 2 MiB: those are taken of which all pages are empty. Quick, and huge pages that are in use stay whole.
+    WholeFrames,
+    /// At every page.
+    Pages,
+}
+
 /// What a sweep came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SweepReport {
-    /// Pages looked at.
+    /// Pages looked at, if only to see that their frame is in use.
     pub looked: u64,
     /// Pages taken.
     pub pages: u64,
