@@ -90,6 +90,4 @@ pub use error::{PinError, ResetError, StartError};
 pub use pager::{Pager, Parts};
 pub use pins::Pinned;
 pub use scan::{Scannable, Scanner};
-pub use status::{
-    FaultCounters, HintCounters, PagerEvent, PagerStatus, Stalled, SweepDepth, SweepReport, SweepStatus,
-};
+pub use status::{FaultCounters, HintCounters, PagerEvent, PagerStatus, Stalled, SweepReport, SweepStatus};

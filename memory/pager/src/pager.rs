@@ -17,7 +17,8 @@ use crate::fill::Filler;
 use crate::mapping::Mapping;
 use crate::pins::{Pinned, pin};
 use crate::shared::{Settings, Shared, State, after};
-use crate::status::{PagerEvent, PagerStatus, Stalled, SweepDepth, SweepReport, SweepStatus};
+use crate::status::{PagerEvent, PagerStatus, Stalled, SweepReport, SweepStatus};
+use crate::sweep::SweepDepth;
 use crate::{Config, PinError, ResetError, StartError};
 
 /// What a pager works with. All of it outlives the pager: the keeper has copies.
@@ -120,10 +121,20 @@ impl<W: AsRef<[AtomicU64]> + Send + 'static> Pager<W> {
         }
     }
 
-    /// Sweeps all the guest's memory once, and waits for the end of it; `None` if it does not end in time. Others who ask at the same
-    /// time get the same sweep, which looks as closely as any of them wants.
-    pub fn sweep(&self, depth: SweepDepth, patience: Duration) -> Option<SweepReport> {
+    /// Looks at every page of the guest once, takes those that are empty, and waits for the end of it; `None` if it does not end in
+    /// time. Without patience it only asks for it. Others who ask at the same time get the same sweep.
+    pub fn sweep(&self, patience: Duration) -> Option<SweepReport> {
+        self.sweep_as(SweepDepth::Pages, patience)
+    }
+
+    /// The same for frames of 2 MiB that are empty as a whole: quick, and what is in use stays in one piece.
+    pub fn sweep_frames(&self, patience: Duration) -> Option<SweepReport> {
+        self.sweep_as(SweepDepth::WholeFrames, patience)
+    }
+
+    fn sweep_as(&self, depth: SweepDepth, patience: Duration) -> Option<SweepReport> {
         let mut state = self.shared.lock();
+        // The closest look that any of those wants who ask at the same time.
         state.sweep.depth = state.sweep.depth.max(Some(depth));
         state.sweep.asked = state.sweep.asked.saturating_add(1);
         let ticket = state.sweep.asked;

@@ -12,7 +12,8 @@ use plimsoll_uffd::handover::VmmSocket;
 use crate::file::{GuestFile, Pages};
 use crate::fill::Filler;
 use crate::mapping::Mapping;
-use crate::status::{FaultCounters, HintCounters, PagerEvent, SweepDepth, SweepReport};
+use crate::status::{FaultCounters, HintCounters, PagerEvent, SweepReport};
+use crate::sweep::SweepDepth;
 use crate::waiting::Waiting;
 use crate::{AroundDiscard, Scrub};
 

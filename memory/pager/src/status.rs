@@ -102,15 +102,6 @@ pub struct SweepStatus {
     pub last: Option<SweepReport>,
 }
 
-/// How closely a sweep looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SweepDepth {
-    /// At frames of 2 MiB: those are taken of which all pages are empty. Quick, and huge pages that are in use stay whole.
-    WholeFrames,
-    /// At every page.
-    Pages,
-}
-
 /// What a sweep came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SweepReport {

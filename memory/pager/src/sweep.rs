@@ -28,7 +28,7 @@ use crate::mapping::Unfilled;
 use crate::punch::{count, pieces};
 use crate::scan::{Scanner, bridged};
 use crate::shared::{Shared, after, pages_of};
-use crate::status::{PagerEvent, SweepDepth, SweepReport};
+use crate::status::{PagerEvent, SweepReport};
 
 /// Frames asked of the ledger at once.
 const BATCH_FRAMES: usize = 64;
@@ -41,6 +41,15 @@ const LONG: Duration = Duration::from_millis(100);
 
 /// When to lift protection again that could not be lifted.
 const LIFT_AGAIN: Duration = Duration::from_millis(10);
+
+/// How closely a sweep looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum SweepDepth {
+    /// At frames of 2 MiB: those are taken of which all pages are empty. Quick, and huge pages that are in use stay whole.
+    WholeFrames,
+    /// At every page.
+    Pages,
+}
 
 /// What is to be done with a chunk that has been looked at.
 #[derive(Debug)]

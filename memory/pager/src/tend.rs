@@ -8,7 +8,8 @@ use plimsoll_units::{Bytes, PAGES_PER_FRAME};
 
 use crate::scan::Scanner;
 use crate::shared::{Later, Shared, State, after};
-use crate::status::{SweepDepth, SweepReport};
+use crate::status::SweepReport;
+use crate::sweep::SweepDepth;
 
 /// How often it is tried again for who waits, whatever happens: pages are filled with zeros without anybody telling.
 const TICK: Duration = Duration::from_secs(1);

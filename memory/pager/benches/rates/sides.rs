@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use plimsoll_frames::{Ledger, RemovedBy};
-use plimsoll_pager::{Config, Pager, Parts, Scannable, Scanner, Scrub, SweepDepth};
+use plimsoll_pager::{Config, Pager, Parts, Scannable, Scanner, Scrub};
 use plimsoll_uffd::{Event, Events, Features, HostRange, HugePages, Uffd, Watch, Woken, memfd_huge_pages};
 use plimsoll_units::{Bytes, MemTarget, PAGE_SIZE};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -121,7 +121,7 @@ impl Served {
     }
 
     pub(crate) fn sweep(&self) {
-        let report = self.pager.sweep(SweepDepth::Pages, PATIENCE).expect("a sweep ends");
+        let report = self.pager.sweep(PATIENCE).expect("a sweep ends");
         assert_eq!(report.pages, self.len / PAGE_SIZE, "not all was swept");
     }
 

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use plimsoll_frames::Ledger;
-use plimsoll_pager::{Config, Pager, Parts, SweepDepth};
+use plimsoll_pager::{Config, Pager, Parts};
 use plimsoll_shm::SharedWords;
 use plimsoll_uffd::{HostRange, HugePages, Uffd};
 use plimsoll_units::PAGES_PER_FRAME;
@@ -39,7 +39,7 @@ fn pager_process() {
     let pager = Pager::start(parts, &Config::new(HugePages::Never), drop).unwrap();
     say(SERVING);
     loop {
-        pager.sweep(SweepDepth::Pages, PATIENCE).expect("a sweep ends");
+        pager.sweep(PATIENCE).expect("a sweep ends");
     }
 }
 

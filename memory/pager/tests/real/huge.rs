@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use plimsoll_pager::{Config, SweepDepth};
+use plimsoll_pager::Config;
 use plimsoll_testbed::skip::skip;
 use plimsoll_uffd::{Features, HugePages};
 use plimsoll_units::{FRAME_SIZE, PAGES_PER_FRAME, Ppm};
@@ -80,7 +80,7 @@ fn huge_pages_that_are_in_use_are_not_taken_apart_by_a_sweep() {
     goes_on(&guest.reads(4 * PAGES_PER_FRAME, 4 * PAGES_PER_FRAME));
     served.settled(0, guest.pages());
     let before = mapped_huge(&guest);
-    let report = served.sweep(SweepDepth::Pages, PATIENCE).expect("it ends");
+    let report = served.sweep(PATIENCE).expect("it ends");
     assert_eq!(report.frames, 4);
     assert_eq!(mapped_huge(&guest), before / 2);
     guest.verify_writes(0, 4 * PAGES_PER_FRAME);
@@ -96,7 +96,7 @@ fn pieces_of_huge_pages_are_given_back_or_said_not_to_be() {
         // Every frame has a page that is not zero.
         goes_on(&guest.thread(|map| (0..8).for_each(|frame| map.write(frame * PAGES_PER_FRAME + 200, 5, 1))));
         goes_on(&guest.reads(0, guest.pages()));
-        served.sweep(SweepDepth::Pages, PATIENCE).expect("it ends");
+        served.sweep(PATIENCE).expect("it ends");
         served.agree();
         let keep = dice.below(8) * PAGES_PER_FRAME + 200;
         assert_eq!(goes_on(&guest.thread(move |map| map.read(keep, 5))), 1);

@@ -1,6 +1,6 @@
 //! Things that should not happen, and do.
 
-use plimsoll_pager::{Config, Pager, PagerEvent, Scrub, StartError, SweepDepth};
+use plimsoll_pager::{Config, Pager, PagerEvent, Scrub, StartError};
 use plimsoll_uffd::agreement::OnPagerLoss;
 use plimsoll_uffd::{Features, HostRange, HugePages};
 use plimsoll_units::{FRAME_SIZE, PAGE_SIZE, PAGES_PER_FRAME, PageCount};
@@ -44,7 +44,7 @@ fn a_file_that_is_cut_under_the_pager_does_it_no_harm() {
     let served = guest.served(4);
     goes_on(&guest.writes(0, 2 * PAGES_PER_FRAME));
     rustix::fs::ftruncate(&guest.memory, FRAME_SIZE).unwrap();
-    served.sweep(SweepDepth::Pages, crate::fixture::PATIENCE).expect("it ends");
+    served.sweep(crate::fixture::PATIENCE).expect("it ends");
     served.hint(plimsoll_uffd::handover::Extent { offset: 0, length: u64::MAX }, 1);
     let error = served.pin(2 * PAGES_PER_FRAME, 2 * PAGES_PER_FRAME + 1, DOUBT).unwrap_err();
     assert!(matches!(error, plimsoll_pager::PinError::NoRoom { .. }), "{error}");

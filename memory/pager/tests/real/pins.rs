@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use plimsoll_frames::{Extent, Reuse};
-use plimsoll_pager::{Pager, PinError, SweepDepth};
+use plimsoll_pager::{Pager, PinError};
 use plimsoll_units::{PAGES_PER_FRAME, PageCount};
 
 use crate::fixture::{DOUBT, Guest, PATIENCE, goes_on, target};
@@ -17,10 +17,10 @@ fn a_pin_puts_memory_where_there_is_none() {
     assert_eq!(pinned.pages(), 500..1100);
     assert_eq!(guest.allocated(), 3 * PAGES_PER_FRAME);
     // Zero as they are, they are not swept.
-    let report = served.sweep(SweepDepth::Pages, PATIENCE).expect("it ends");
+    let report = served.sweep(PATIENCE).expect("it ends");
     assert_eq!(report.pages, 3 * PAGES_PER_FRAME - 600);
     drop(pinned);
-    let report = served.sweep(SweepDepth::Pages, PATIENCE).expect("it ends");
+    let report = served.sweep(PATIENCE).expect("it ends");
     assert_eq!(report.pages, 600 - 1);
     guest.verify_writes(600, 1);
     served.agree();

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use plimsoll_pager::SweepDepth;
 use plimsoll_units::PAGES_PER_FRAME;
 
 use crate::fixture::{Dice, Guest, PATIENCE, goes_on};
@@ -117,9 +116,7 @@ fn race(test: &str, seed: u64, time: Duration) {
     let began = Instant::now();
     let mut rounds = 0;
     while began.elapsed() < time {
-        served
-            .sweep(SweepDepth::Pages, PATIENCE)
-            .unwrap_or_else(|| panic!("a sweep does not end, seed {seed}"));
+        served.sweep(PATIENCE).unwrap_or_else(|| panic!("a sweep does not end, seed {seed}"));
         rounds += 1;
         // Devices of the guest, in this process.
         let first = Dice(rounds).below(guest.pages() - 8);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use plimsoll_pager::{Config, Scrub, SweepDepth};
+use plimsoll_pager::{Config, Scrub};
 use plimsoll_uffd::HugePages;
 use plimsoll_units::{PAGES_PER_FRAME, PageCount};
 
@@ -18,7 +18,7 @@ fn zero_frames_are_taken_whole_and_the_rest_is_left() {
     served.settled(0, guest.pages());
     goes_on(&guest.writes(2 * PAGES_PER_FRAME, 2 * PAGES_PER_FRAME));
     goes_on(&guest.thread(|map| map.write(7 * PAGES_PER_FRAME + 511, WORDS - 1, 1)));
-    let report = served.sweep(SweepDepth::Pages, PATIENCE).expect("it ends");
+    let report = served.sweep(PATIENCE).expect("it ends");
     assert_eq!(report.frames, 5);
     assert_eq!(report.pages, 6 * PAGES_PER_FRAME - 1);
     assert_eq!(report.looked, 8 * PAGES_PER_FRAME);
@@ -47,7 +47,7 @@ fn a_quick_sweep_takes_frames_and_splits_none() {
     }
     guest.punch(6 * PAGES_PER_FRAME, 256);
     served.correct();
-    let report = served.sweep(SweepDepth::WholeFrames, PATIENCE).expect("it ends");
+    let report = served.sweep_frames(PATIENCE).expect("it ends");
     assert_eq!((report.pages, report.frames), (5 * PAGES_PER_FRAME - 256, 4));
     let status = served.status();
     assert_eq!(status.counts.present, PageCount(3 * PAGES_PER_FRAME));
@@ -65,7 +65,7 @@ fn nothing_is_left_protected() {
         &guest
             .thread(|map| (0..4 * PAGES_PER_FRAME).step_by(2).for_each(|page| map.write(page, 5, page + 1))),
     );
-    served.sweep(SweepDepth::Pages, PATIENCE).expect("it ends");
+    served.sweep(PATIENCE).expect("it ends");
     let before = served.status().faults.protected;
     goes_on(&guest.writes(0, guest.pages()));
     assert_eq!(served.status().faults.protected, before);
@@ -91,13 +91,13 @@ fn what_devices_write_unseen_is_kept_away_while_pages_are_taken() {
     let served = guest.served_by(8, &config);
     goes_on(&guest.reads(0, 4 * PAGES_PER_FRAME));
     served.settled(0, 4 * PAGES_PER_FRAME);
-    let report = served.sweep(SweepDepth::Pages, PATIENCE).expect("it ends");
+    let report = served.sweep(PATIENCE).expect("it ends");
     assert_eq!(report.pages, 4 * PAGES_PER_FRAME - 1);
     assert_eq!(calls.load(Ordering::SeqCst), 1);
     assert_eq!(goes_on(&guest.thread(|map| map.read(PAGES_PER_FRAME + 3, 0))), 9);
     // Where nothing is empty nobody is stopped.
     goes_on(&guest.writes(0, guest.pages()));
-    assert_eq!(served.sweep(SweepDepth::Pages, PATIENCE).expect("it ends").pages, 0);
+    assert_eq!(served.sweep(PATIENCE).expect("it ends").pages, 0);
     assert_eq!(calls.load(Ordering::SeqCst), 1);
     served.agree();
 }
@@ -109,7 +109,7 @@ fn nothing_is_taken_where_devices_cannot_be_stopped() {
     let served = guest.served_by(4, &config);
     goes_on(&guest.reads(0, guest.pages()));
     served.settled(0, guest.pages());
-    let report = served.sweep(SweepDepth::Pages, PATIENCE).expect("it ends");
+    let report = served.sweep(PATIENCE).expect("it ends");
     assert_eq!((report.pages, report.looked), (0, guest.pages()));
     assert_eq!(guest.allocated(), guest.pages());
     assert_eq!(served.with_ledger(|ledger, _| ledger.protected()), None);
@@ -140,7 +140,7 @@ fn pages_with_the_scrub_pattern_come_back_with_it() {
     assert_eq!(goes_on(&other), [PAGES_PER_FRAME]);
     // Zeros are nothing special here.
     goes_on(&guest.thread(|map| (0..WORDS).for_each(|at| map.write(2, at, 0))));
-    served.sweep(SweepDepth::Pages, PATIENCE).expect("it ends");
+    served.sweep(PATIENCE).expect("it ends");
     let zeros = guest.thread(|map| (0..WORDS).all(|at| map.read(2, at) == 0));
     assert!(goes_on(&zeros));
     watcher.end();

@@ -90,7 +90,7 @@ fn what_the_process_before_left_protected_is_free_before_anybody_writes() {
     let served = guest.served(3);
     goes_on(&guest.writes(0, guest.pages()));
     assert_eq!(served.status().faults.protected, 0);
-    assert!(served.sweep(plimsoll_pager::SweepDepth::Pages, PATIENCE).is_some(), "no batch is open any more");
+    assert!(served.sweep(PATIENCE).is_some(), "no batch is open any more");
     guest.verify_writes(0, guest.pages());
     served.agree();
 }
