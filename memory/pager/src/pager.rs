@@ -38,7 +38,9 @@ pub struct Parts<W> {
 
 /// Serves the faults of one guest's memory. See the crate's documentation.
 ///
-/// Dropped, it stops its threads; whoever waits for memory goes on waiting, as after a crash, for the next pager.
+/// Dropped, it stops its threads; whoever waits for memory goes on waiting, as after a crash, for the next pager. (A VMM that makes
+/// the userfaultfd block can keep a thread in read(2), and whoever drops the pager with it: a process that has to end does not
+/// drop it, it ends.)
 pub struct Pager<W: AsRef<[AtomicU64]> + Send + 'static> {
     shared: Arc<Shared<W>>,
     threads: Vec<JoinHandle<()>>,
@@ -141,7 +143,7 @@ impl<W: AsRef<[AtomicU64]> + Send + 'static> Pager<W> {
         self.shared.work.notify_one();
         let deadline = after(patience);
         let mut go_on = true;
-        while state.sweep.done < ticket && go_on {
+        while state.sweep.done < ticket && go_on && !self.shared.gone.load(Ordering::Acquire) {
             (state, go_on) = self.shared.watch(state, deadline);
         }
         if state.sweep.done >= ticket { state.sweep.last } else { None }

@@ -8,6 +8,7 @@ use plimsoll_uffd::{Features, HugePages};
 use plimsoll_units::{FRAME_SIZE, PAGES_PER_FRAME, Ppm};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::pipe::SpliceFlags;
 
 use crate::fixture::{Dice, Guest, PATIENCE, goes_on};
 
@@ -103,6 +104,49 @@ fn pieces_of_huge_pages_are_given_back_or_said_not_to_be() {
     }
     assert!(served.status().totals.swept_pages > 0);
     assert_eq!(served.status().whole_frame_share().map(|share| share <= Ppm::percent(100)), Some(true));
+}
+
+#[test]
+fn a_huge_page_that_cannot_be_split_is_not_taken_for_given_back() {
+    let test = "a_huge_page_that_cannot_be_split_is_not_taken_for_given_back";
+    let Some(guest) = guest(test, 1) else { return };
+    let served = guest.served_by(1, &Config::new(HugePages::Always));
+    goes_on(&guest.writes(200, 1));
+    served.settled(0, PAGES_PER_FRAME);
+    if mapped_huge(&guest) == 0 {
+        return skip(test, "the kernel had no huge page to give just now");
+    }
+    // Somebody holds a page of it.
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let mut from = 10 * 4096;
+    let held =
+        rustix::pipe::splice(&guest.memory, Some(&mut from), &writer, None, 4096, SpliceFlags::empty());
+    assert_eq!(held, Ok(4096));
+    served.sweep(PATIENCE).expect("it ends");
+    assert_eq!(guest.allocated(), PAGES_PER_FRAME, "it could be split after all");
+    assert_eq!(served.resident(), PAGES_PER_FRAME);
+    served.agree();
+    assert_eq!(rustix::io::read(&reader, &mut [0; 4096]), Ok(4096));
+    served.sweep(PATIENCE).expect("it ends");
+    assert_eq!((guest.allocated(), served.resident()), (1, 1));
+    guest.verify_writes(200, 1);
+    served.agree();
+}
+
+#[test]
+fn what_somebody_put_there_unseen_is_not_written_over() {
+    let Some(guest) = guest("what_somebody_put_there_unseen_is_not_written_over", 3) else { return };
+    let served = guest.served_by(3, &Config::new(HugePages::Always));
+    for page in [0, PAGES_PER_FRAME + 5] {
+        rustix::io::pwrite(&guest.memory, &[7; 8], page * 4096).unwrap();
+    }
+    goes_on(&guest.writes(300, 1));
+    goes_on(&guest.writes(PAGES_PER_FRAME + 300, 1));
+    let sevens = u64::from_ne_bytes([7; 8]);
+    let found = guest.thread(|map| [map.read(0, 0), map.read(PAGES_PER_FRAME + 5, 0)]);
+    assert_eq!(goes_on(&found), [sevens, sevens]);
+    served.settled(0, guest.pages());
+    served.agree();
 }
 
 #[test]
