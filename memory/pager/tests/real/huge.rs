@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use plimsoll_pager::Config;
 use plimsoll_testbed::skip::skip;
-use plimsoll_uffd::{Features, HugePages};
+use plimsoll_uffd::{Features, HostRange, HugePages, Woken};
 use plimsoll_units::{FRAME_SIZE, PAGES_PER_FRAME, Ppm};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
@@ -138,8 +138,12 @@ fn what_somebody_put_there_unseen_is_not_written_over() {
     let Some(guest) = guest("what_somebody_put_there_unseen_is_not_written_over", 3) else { return };
     let served = guest.served_by(3, &Config::new(HugePages::Always));
     for page in [0, PAGES_PER_FRAME + 5] {
-        rustix::io::pwrite(&guest.memory, &[7; 8], page * 4096).unwrap();
+        let address = guest.range().start() + page * 4096;
+        let one = HostRange::new(address, 4096).unwrap();
+        assert_eq!(guest.uffd.zeropage(one, Woken::Yes).unwrap().stopped, None);
+        goes_on(&guest.thread(move |map| map.write(page, 0, u64::from_ne_bytes([7; 8]))));
     }
+    assert_eq!((guest.allocated(), served.resident()), (2, 0));
     goes_on(&guest.writes(300, 1));
     goes_on(&guest.writes(PAGES_PER_FRAME + 300, 1));
     let sevens = u64::from_ne_bytes([7; 8]);
