@@ -79,6 +79,10 @@ impl Vm {
             }
             Op::AwaitAgent { after } if after == self.line.as_ref().map_or(0, Line::urgent) => return None,
             Op::AwaitAgent { .. } => {}
+            Op::SetTarget { .. } | Op::AwaitPager { .. } | Op::Sweep | Op::Reset => {
+                let message = "this VM's memory is not populated on demand; its balloon sets how much it has";
+                return Some(Reply::error(id, ErrorKind::Unsupported, message));
+            }
         }
         Some(Reply::ok(id, status(&self.session, &self.layout, self.args.maxmem, self.line.as_ref())))
     }
