@@ -18,7 +18,7 @@ pub const MAX_LINE: usize = 64 * 1024;
 pub const AWAIT_AGENT_MS: u64 = 5000;
 
 /// The longest that [`Op::AwaitPager`] goes unanswered, in milliseconds.
-pub const AWAIT_PAGER_MS: u64 = 5000;
+pub const AWAIT_PAGER_MS: u64 = AWAIT_AGENT_MS;
 
 /// A line from the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use plimsoll_vhost_user::handover::Handover;
+use plimsoll_vhost_user::handover::{Handover, Work};
 
 use crate::args::Args;
 
@@ -24,9 +24,9 @@ pub(crate) struct Back {
     /// Becomes readable when the process has ended.
     handle: OwnedFd,
     /// Our end of its standard input. Open for as long as it shall live.
-    _input: UnixStream,
+    input: UnixStream,
     /// Its end was asked for: not a death to be counted.
-    pub(crate) dismissed: bool,
+    dismissed: bool,
 }
 
 impl Back {
@@ -41,16 +41,20 @@ impl Back {
                 command.env(name, value);
             }
         }
+        let at_first = match handover.work {
+            Work::Devices { .. } => ["--initial-balloon".to_owned(), args.initial_balloon.to_string()],
+            Work::OnDemand { .. } => ["--target".to_owned(), args.target.unwrap_or_default().0.to_string()],
+        };
         let mut child = command
             .args(["--name", &args.name, "--maxmem", &args.maxmem.0.to_string()])
-            .args(["--initial-balloon", &args.initial_balloon.to_string()])
+            .args(at_first)
             .args(["--ledger-frames", &ledger_frames.to_string()])
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start the back end {}", args.backend.display()))?;
         match plimsoll_shm::process_handle(child.id()) {
-            Ok(handle) => Ok(Self { child, handle, _input: input, dismissed: false }),
+            Ok(handle) => Ok(Self { child, handle, input, dismissed: false }),
             Err(error) => {
                 // It has not been waited for, so the number is still its own.
                 let _ = child.kill();
@@ -64,8 +68,23 @@ impl Back {
         self.handle.as_fd()
     }
 
+    /// Our end of its standard input, on which it speaks too.
+    pub(crate) fn input(&self) -> BorrowedFd<'_> {
+        self.input.as_fd()
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Kills it, for no fault of its own.
+    pub(crate) fn dismiss(&mut self) {
+        self.dismissed = true;
+        self.kill();
+    }
+
+    pub(crate) fn is_dismissed(&self) -> bool {
+        self.dismissed
     }
 
     /// Kills it. That it has ended is seen on its handle.

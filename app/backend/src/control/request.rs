@@ -11,16 +11,8 @@ pub(super) fn text(reply: &Reply) -> Vec<u8> {
 }
 
 /// The operations of this version.
-const OPS: [&str; 8] = [
-    "status",
-    "set_balloon",
-    "stats_interval",
-    "await_agent",
-    "set_target",
-    "await_pager",
-    "sweep",
-    "reset",
-];
+const OPS: [&str; 8] =
+    ["status", "set_balloon", "stats_interval", "await_agent", "set_target", "await_pager", "sweep", "reset"];
 
 pub(super) fn parse(line: &[u8]) -> Result<Request, Reply> {
     let bad = |id, message: String| Reply::error(id, ErrorKind::BadRequest, message);

@@ -8,8 +8,8 @@ use plimsoll_units::{Bytes, PageCount};
 use plimsoll_vhost_user::Session;
 use plimsoll_vhost_user::layout::Layout;
 
-use crate::device::BalloonDevice;
-use crate::line::Line;
+use super::device::BalloonDevice;
+use super::line::Line;
 
 /// The device this process serves.
 pub(crate) const DEVICE: usize = 0;
