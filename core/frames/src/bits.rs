@@ -13,7 +13,7 @@ pub(crate) const MAP_WORDS: usize = 16;
 const LOW_BITS: u64 = 0x5555_5555_5555_5555;
 
 /// A set of pages of one frame; bit `n` of word `w` is page `64 * w + n`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PageMask([u64; 8]);
 
 impl PageMask {
@@ -35,6 +35,11 @@ impl PageMask {
     /// The pages of a range.
     pub(crate) fn range(pages: &Range<u64>) -> Self {
         Self::first(pages.end).minus(Self::first(pages.start))
+    }
+
+    /// One page.
+    pub(crate) fn single(page: u64) -> Self {
+        Self::range(&(page..page.saturating_add(1)))
     }
 
     /// The pages for which `holds` is true, asked in order.
@@ -80,6 +85,16 @@ impl PageMask {
         self == Self::EMPTY
     }
 
+    /// Whether every page of `other` is in this set.
+    pub(crate) fn covers(self, other: Self) -> bool {
+        other.minus(self).is_empty()
+    }
+
+    /// Whether the sets have a page in common.
+    pub(crate) fn meets(self, other: Self) -> bool {
+        !self.and(other).is_empty()
+    }
+
     pub(crate) fn count(self) -> u64 {
         self.0.iter().map(|word| u64::from(word.count_ones())).sum()
     }
@@ -95,6 +110,22 @@ impl PageMask {
             base = base.saturating_add(64);
         }
         None
+    }
+
+    /// From the first page of the set to its last.
+    pub(crate) fn hull(self) -> Range<u64> {
+        let mut runs = self.runs();
+        let first = runs.next().unwrap_or(0..0);
+        first.start..runs.last().map_or(first.end, |last| last.end)
+    }
+
+    /// The run of neighbours that `page` is part of, cut to `most` pages: those from `page` on first, because
+    /// memory is mostly touched upwards, then those below. `None` if the page is not in the set.
+    pub(crate) fn run_at(self, page: u64, most: u64) -> Option<Range<u64>> {
+        let run = self.runs().find(|run| run.contains(&page))?;
+        let end = run.end.min(page.saturating_add(most.max(1)));
+        let below = most.saturating_sub(end.saturating_sub(page));
+        Some(run.start.max(page.saturating_sub(below))..end)
     }
 
     /// The set as runs of neighbours, ascending.
@@ -125,16 +156,7 @@ impl PageStates {
 
     /// The pages in a state.
     pub(crate) fn mask(&self, state: PageState) -> PageMask {
-        self.code_mask(state.code())
-    }
-
-    /// Whether a code stands somewhere that this version does not use.
-    pub(crate) fn has_unknown(&self) -> bool {
-        (0..4).any(|code| PageState::from_code(code).is_none() && !self.code_mask(code).is_empty())
-    }
-
-    fn code_mask(&self, code: u64) -> PageMask {
-        let pattern = LOW_BITS.wrapping_mul(code);
+        let pattern = LOW_BITS.wrapping_mul(state.code());
         let matching = |word: u64| {
             let same = !(word ^ pattern);
             gather(same & (same >> 1))
@@ -144,6 +166,11 @@ impl PageStates {
             *out = matching(*low) | (matching(*high) << 32);
         }
         mask
+    }
+
+    /// The pages of `valid` that are `Present`; beyond the end of a space the stored form has that code too.
+    pub(crate) fn present(&self, valid: PageMask) -> PageMask {
+        self.mask(PageState::Present).and(valid)
     }
 
     /// Puts the pages of `mask` into `state`.
@@ -221,6 +248,20 @@ mod test {
         }
 
         #[test]
+        fn a_run_around_a_page_is_as_long_as_it_may_be(bits in any::<[u64; 8]>(), page in 0u64..512, most in 0u64..600) {
+            let mask = PageMask(bits);
+            let Some(run) = mask.run_at(page, most) else {
+                prop_assert!(!mask.meets(PageMask::single(page)));
+                return Ok(());
+            };
+            prop_assert!(run.contains(&page) && mask.covers(PageMask::range(&run)));
+            let full = mask.runs().find(|full| full.contains(&page)).unwrap();
+            let len = run.end - run.start;
+            prop_assert_eq!(len, most.max(1).min(full.end - full.start));
+            prop_assert!(run.start == page || run.end == full.end);
+        }
+
+        #[test]
         fn a_page_has_the_state_it_was_put_in(steps in prop::collection::vec((0u64..512, 0u64..=512, state()), 0..20)) {
             let all = PageMask::first(512);
             let mut model = [PageState::Present; 512];
@@ -238,7 +279,6 @@ mod test {
             }
             let uniform = PageState::ALL.into_iter().find(|s| model.iter().all(|m| m == s));
             prop_assert_eq!(states.shared(all), uniform);
-            prop_assert!(!states.has_unknown());
         }
     }
 

@@ -35,6 +35,17 @@ pub enum Reuse {
     AtOnce,
 }
 
+/// Who took memory away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RemovedBy {
+    /// The VMM, because the guest put the pages into a balloon.
+    Balloon,
+    /// The VMM, because the guest reported them free.
+    Report,
+    /// Somebody else, or nobody knows.
+    Other,
+}
+
 /// Memory that is to be given back to the host now, before the event is acknowledged to the guest.
 /// One event's discards are ascending by space and offset, do not overlap or touch, and stay within their space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,14 +67,17 @@ pub struct Tally {
     pub changed: PageCount,
     /// Pages that were named but not discarded because I/O on them is in flight.
     pub pinned: PageCount,
+    /// Pages named whose state was left as it is because they are being populated ([`crate::Ledger::removed`]).
+    pub arriving: PageCount,
     /// Pages named in frames whose states could not be recorded because no map was free; those frames count as `Present`.
     pub unmapped: PageCount,
 }
 
 /// Appends pages, as one discard with the last one where they touch.
-pub(crate) fn push(out: &mut Vec<Discard>, from: usize, space: SpaceId, pages: core::ops::Range<u64>) {
-    let offset = Bytes(pages.start.saturating_mul(PAGE_SIZE));
-    let len = PageCount(pages.end.saturating_sub(pages.start)).bytes();
+pub(crate) fn push(out: &mut Vec<Discard>, from: usize, pages: Extent) {
+    let space = pages.space;
+    let offset = Bytes(pages.first.saturating_mul(PAGE_SIZE));
+    let len = PageCount(pages.count).bytes();
     // What stood in the list before this event is not ours to change.
     let last = out.get_mut(from..).and_then(<[Discard]>::last_mut);
     match last {

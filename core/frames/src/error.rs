@@ -53,8 +53,8 @@ pub enum LedgerError {
         /// The map.
         map: u32,
     },
-    /// A map holds a state that this version does not know.
-    #[error("frame {frame} of the ledger has pages in an unknown state")]
+    /// A frame has pages in a state that pages of its space cannot have.
+    #[error("frame {frame} of the ledger has outstanding pages in a space that is not populated on demand")]
     PageState {
         /// Which frame.
         frame: u32,
@@ -78,10 +78,22 @@ pub enum SpaceError {
         /// The file's length.
         pages: PageCount,
     },
-    /// The file is known with another length or granule: the front end changed it under the guest. Remove the space
-    /// first if that is meant.
+    /// A file that is to be populated on demand, in a ledger whose maps may run short: what it says would not be exact.
+    #[error("populating on demand needs a map for each of the ledger's {frames} frames, it has {maps}")]
+    FewMaps {
+        /// Frames of the ledger.
+        frames: u32,
+        /// Its maps.
+        maps: u32,
+    },
+    /// A file that is to be populated on demand, and of whose huge pages some can be neither populated nor taken back in
+    /// frames of 2 MiB.
+    #[error("backing file {}:{} has pages larger than 2 MiB, or ends within one, and cannot be populated on demand", .0.device, .0.inode)]
+    HugePages(SpaceKey),
+    /// The file is known with another length or granule, or is populated in another way: the front end changed it under
+    /// the guest. Remove the space first if that is meant.
     #[error(
-        "backing file {}:{} has {} pages now and had {} when it was first seen, or its page size changed",
+        "backing file {}:{} has {} pages now and had {} when it was first seen, or its page size changed, or whether it is populated on demand",
         .key.device, .key.inode, .now.0, .before.0
     )]
     Changed {
@@ -107,6 +119,28 @@ pub enum AuditError {
         kept: Counts,
         /// What the entries add up to.
         found: Counts,
+    },
+    /// The sums of pages with memory behind them differ.
+    #[error("the ledger's counter says {} pages are resident, its entries {}", .kept.0, .found.0)]
+    Resident {
+        /// What was kept.
+        kept: PageCount,
+        /// What the entries add up to.
+        found: PageCount,
+    },
+    /// What is kept of memory on its way contradicts the pages' states.
+    #[error("frame {frame} of the ledger has memory on its way that its states exclude")]
+    Moves {
+        /// Which frame.
+        frame: u64,
+    },
+    /// The kernel counts more memory than the ledger knows of: somebody populated unseen, and the limit was not kept.
+    #[error("the guest's files have {} pages of memory, the ledger knows of {}", .kernel.0, .resident.0)]
+    Unseen {
+        /// What the ledger has.
+        resident: PageCount,
+        /// What the kernel counts.
+        kernel: PageCount,
     },
     /// Maps are lost: neither free nor in use.
     #[error("of {maps} maps {free} are free and {used} in use")]

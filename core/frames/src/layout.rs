@@ -5,10 +5,15 @@
 //! 1                layout version
 //! 2, 3             capacity: frames, maps
 //! 4                1 while a reset is under way
+//! 5                1 while a reboot is under way
+//! 6                the target, in pages
+//! 7                frames that a sweep may have write-protected: first << 32 | one past the last; 0: none
 //! 8  .. 12         pages by state code (for readers in other processes; recounted on attach)
-//! 16 .. 80         16 spaces of 4 words: device, inode, pages, place | granule << 32 | in force << 63
-//! 80 ..            one word a frame
-//! 80 + frames ..   maps of 16 words
+//! 12               pages with memory behind them, of spaces on demand (likewise)
+//! 16 .. 80         16 spaces of 4 words: device, inode, pages, place | granule << 32 | on demand << 62 | in force << 63
+//! 80 .. 88         totals
+//! 96 ..            one word a frame
+//! 96 + frames ..   maps of 16 words
 //! ```
 //!
 //! A frame's word is a state's code when all its pages share the state, or `map << 32 | 4`. A map belongs to the
@@ -23,6 +28,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::bits::{MAP_WORDS, PageStates};
 use crate::error::LedgerError;
+use crate::residency::Residency;
 use crate::state::{Counts, PageState};
 
 /// Most spaces a ledger can hold.
@@ -31,17 +37,22 @@ pub const MAX_SPACES: u8 = 16;
 /// "PLIMLEDG" in ASCII, read as a big-endian number.
 pub(crate) const MAGIC: u64 = 0x504c_494d_4c45_4447;
 /// Changes whenever the meaning of any word does.
-pub(crate) const VERSION: u64 = 1;
+pub(crate) const VERSION: u64 = 2;
 
 pub(crate) const AT_MAGIC: usize = 0;
 pub(crate) const AT_VERSION: usize = 1;
 pub(crate) const AT_FRAMES: usize = 2;
 pub(crate) const AT_MAPS: usize = 3;
 pub(crate) const AT_RESETTING: usize = 4;
+pub(crate) const AT_REBOOTING: usize = 5;
+pub(crate) const AT_TARGET: usize = 6;
+pub(crate) const AT_SWEEP: usize = 7;
 const AT_COUNTS: usize = 8;
+pub(crate) const AT_RESIDENT: usize = 12;
 const AT_SPACES: usize = 16;
 const SPACE_WORDS: usize = 4;
-const AT_ENTRIES: usize = 80;
+pub(crate) const AT_TOTALS: usize = 80;
+const AT_ENTRIES: usize = 96;
 
 /// Low bits of a frame's word that points to a map.
 const MIXED: u64 = 4;
@@ -86,6 +97,11 @@ impl Layout {
         let (Ok(frames), Ok(maps)) = (frames, maps) else { return Err(too_large) };
         let maps = maps.checked_mul(MAP_WORDS).ok_or(too_large)?;
         AT_ENTRIES.checked_add(frames).and_then(|sum| sum.checked_add(maps)).ok_or(too_large)
+    }
+
+    /// Whether there is a map for every frame, so that no state is ever lost.
+    pub(crate) const fn is_exact(self) -> bool {
+        self.maps >= self.frames
     }
 
     /// The word of a frame; past the end of everything for a frame that is none.
@@ -226,4 +242,13 @@ pub fn peek_counts(words: &[AtomicU64]) -> Result<Counts, LedgerError> {
         counts.of_mut(state).0 = load(words, count_at(state));
     }
     Ok(counts)
+}
+
+/// How much memory the guest has by a ledger that another process writes, and how much it may have; like [`peek_counts`].
+///
+/// # Errors
+/// [`LedgerError`] if there is no ledger of this version here.
+pub fn peek_residency(words: &[AtomicU64]) -> Result<Residency, LedgerError> {
+    read_header(words)?;
+    Ok(Residency::new(load(words, AT_TARGET), load(words, AT_RESIDENT)))
 }

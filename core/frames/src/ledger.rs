@@ -1,17 +1,22 @@
 //! The ledger itself: its parts, its spaces, one frame's pages.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::AtomicU64;
 
-use plimsoll_units::{Bytes, FRAME_SIZE, PAGES_PER_FRAME, PageCount};
+use plimsoll_units::{Bytes, FRAME_SIZE, PAGES_PER_FRAME};
 
 use crate::bits::{PageMask, PageStates};
 use crate::discard::Extent;
-use crate::error::{LedgerError, SpaceError};
+use crate::error::LedgerError;
 use crate::layout::{self, Entry, Layout, MAX_SPACES, Words};
+use crate::maps::MapPool;
 use crate::pins::Pins;
-use crate::space::{Granule, Space, SpaceId, SpaceKey};
+use crate::residency::Totals;
+use crate::space::{Granule, Space, SpaceId};
 use crate::state::{Counts, PageState};
+use crate::sweep::Sweep;
+use crate::transit::Transit;
 
 /// The state of every page of a guest's memory, kept in words that outlive this process.
 ///
@@ -23,6 +28,14 @@ pub struct Ledger<W> {
     pub(crate) counts: Counts,
     pub(crate) maps: MapPool,
     pub(crate) pins: Pins,
+    /// What is on its way in the spaces on demand.
+    pub(crate) transit: Transit,
+    /// Pages `Present` in spaces on demand.
+    pub(crate) present_on_demand: u64,
+    pub(crate) sweep: Sweep,
+    /// Where a reboot goes on: frames of the ledger before it were looked at.
+    pub(crate) reboot_cursor: u64,
+    pub(crate) totals: Totals,
     /// Sorted extents of the event under way; kept for its memory.
     pub(crate) scratch: Vec<Extent>,
 }
@@ -77,8 +90,13 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
             layout,
             spaces: Vec::new(),
             counts: Counts::default(),
-            maps: MapPool { freed: Vec::new(), fresh: 0, total: layout.maps },
+            maps: MapPool::new(layout.maps),
             pins: Pins::default(),
+            transit: Transit::default(),
+            present_on_demand: 0,
+            sweep: Sweep::default(),
+            reboot_cursor: 0,
+            totals: Totals::default(),
             scratch: Vec::new(),
         }
     }
@@ -99,82 +117,9 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
     #[must_use]
     pub fn state(&self, space: SpaceId, page: u64) -> Option<PageState> {
         let place = self.place(space, page / PAGES_PER_FRAME)?;
-        let offset = page.checked_rem(PAGES_PER_FRAME)?;
-        let one = PageMask::range(&(offset..offset.saturating_add(1))).and(place.valid);
+        let one = PageMask::single(page.checked_rem(PAGES_PER_FRAME)?).and(place.valid);
         let states = self.states(&place).1;
         (!one.is_empty()).then(|| states.shared(one)).flatten()
-    }
-
-    /// Makes a backing file known, or finds it again: after an attach, or when another region lies in it.
-    /// All pages of a new space are `Present`.
-    ///
-    /// # Errors
-    /// [`SpaceError`]; nothing has changed then.
-    pub fn add_space(
-        &mut self,
-        key: SpaceKey,
-        pages: PageCount,
-        granule: Granule,
-    ) -> Result<SpaceId, SpaceError> {
-        if let Some((id, known)) = self.spaces.iter().find(|(_, space)| space.key == key) {
-            if known.pages != pages.0 || known.granule != granule {
-                return Err(SpaceError::Changed { key, before: PageCount(known.pages), now: pages });
-            }
-            return Ok(*id);
-        }
-        if pages.0 == 0 {
-            return Err(SpaceError::Empty(key));
-        }
-        let taken = |index: &u8| self.spaces.iter().any(|(id, _)| id.0 == *index);
-        let id = (0..MAX_SPACES).find(|index| !taken(index)).map(SpaceId).ok_or(SpaceError::TooMany)?;
-        let first_frame = self.find_gap(pages)?;
-        let space = Space { key, first_frame, pages: pages.0, granule };
-        // No frame outside a space is anything but `Present`, so the entries are in order already; the
-        // last of the four words puts the space in force.
-        self.words.store_array(layout::space_at(id.0), &space.encode());
-        self.spaces.push((id, space));
-        self.counts.present.0 = self.counts.present.0.saturating_add(pages.0);
-        self.words.store_counts(self.counts);
-        Ok(id)
-    }
-
-    /// The first frame of a gap long enough.
-    fn find_gap(&self, pages: PageCount) -> Result<u32, SpaceError> {
-        let frames = pages.0.div_ceil(PAGES_PER_FRAME);
-        let mut taken: Vec<(u64, u64)> =
-            self.spaces.iter().map(|(_, s)| (u64::from(s.first_frame), s.end_frame())).collect();
-        taken.push((u64::from(self.layout.frames), u64::MAX));
-        taken.sort_unstable();
-        let mut from = 0u64;
-        for (start, end) in taken {
-            if start.saturating_sub(from) >= frames {
-                return u32::try_from(from).map_err(|_| SpaceError::NoRoom { frames, pages });
-            }
-            from = end;
-        }
-        Err(SpaceError::NoRoom { frames, pages })
-    }
-
-    /// Forgets a backing file that is no longer the guest's memory, with the pins on it: I/O on it must be over.
-    pub fn remove_space(&mut self, id: SpaceId) {
-        let Some(at) = self.spaces.iter().position(|(known, _)| *known == id) else { return };
-        let (_, space) = self.spaces.remove(at);
-        let place = layout::space_at(id.0).saturating_add(3);
-        // One store takes it out of force; what its entries then say no longer counts, and an attach clears them.
-        self.words.store(place, 0);
-        for frame in 0..space.frames() {
-            let place = Place::of(id, space, frame);
-            let (entry, states) = self.states(&place);
-            self.counts.remove(states.counts(place.valid));
-            self.put_uniform(&place, entry, PageState::Present);
-        }
-        self.pins.forget(u64::from(space.first_frame)..space.end_frame());
-        self.words.store_counts(self.counts);
-    }
-
-    /// The spaces in force, with their keys and lengths.
-    pub fn spaces(&self) -> impl Iterator<Item = (SpaceId, SpaceKey, PageCount)> {
-        self.spaces.iter().map(|(id, space)| (*id, space.key, PageCount(space.pages)))
     }
 
     pub(crate) fn space(&self, id: SpaceId) -> Option<Space> {
@@ -221,7 +166,30 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
         }
         self.counts.remove(before.counts(place.valid));
         self.counts.add(after.counts(place.valid));
+        if place.on_demand {
+            self.follow(place, before.present(place.valid), after.present(place.valid));
+        }
         recorded.then_some(changed)
+    }
+
+    /// Keeps account of the memory of pages that became `Present` or ceased to be. A change of state moves no memory.
+    fn follow(&mut self, place: &Place, before: PageMask, after: PageMask) {
+        let (left, came) = (before.minus(after), after.minus(before));
+        let present = self.present_on_demand.saturating_sub(left.count());
+        self.present_on_demand = present.saturating_add(came.count());
+        let mut moves = self.transit.of(place.entry);
+        moves.held = moves.held.or(left).minus(came);
+        self.transit.set(place.entry, moves);
+        self.sweep.spare(place.entry, left);
+    }
+
+    /// The pages of a frame that have memory behind them, as far as is known.
+    pub(crate) fn memory(&self, place: &Place) -> PageMask {
+        if place.on_demand {
+            self.states(place).1.present(place.valid).or(self.transit.of(place.entry).held)
+        } else {
+            place.valid
+        }
     }
 
     pub(crate) fn put_uniform(&mut self, place: &Place, old: Entry, state: PageState) {
@@ -249,6 +217,7 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
 pub(crate) struct Place {
     pub(crate) space: SpaceId,
     pub(crate) granule: Granule,
+    pub(crate) on_demand: bool,
     /// Its number within the space.
     pub(crate) frame: u64,
     /// Its number within the ledger.
@@ -262,37 +231,16 @@ impl Place {
         Self {
             space: id,
             granule: space.granule,
+            on_demand: space.on_demand,
             frame,
             entry: u64::from(space.first_frame).saturating_add(frame),
             valid: space.valid(frame),
         }
     }
-}
 
-/// Which maps are free: known to this process only, and found anew by attach.
-pub(crate) struct MapPool {
-    pub(crate) freed: Vec<u32>,
-    /// Maps from here on were never in use.
-    pub(crate) fresh: u32,
-    pub(crate) total: u32,
-}
-
-impl MapPool {
-    fn take(&mut self) -> Option<u32> {
-        if let Some(map) = self.freed.pop() {
-            return Some(map);
-        }
-        let map = (self.fresh < self.total).then_some(self.fresh)?;
-        self.fresh = self.fresh.saturating_add(1);
-        Some(map)
-    }
-
-    pub(crate) fn give(&mut self, map: u32) {
-        self.freed.push(map);
-    }
-
-    pub(crate) fn free(&self) -> u64 {
-        let fresh = u64::from(self.total.saturating_sub(self.fresh));
-        u64::try_from(self.freed.len()).unwrap_or(u64::MAX).saturating_add(fresh)
+    /// Pages of the frame as pages of the space.
+    pub(crate) fn extent(&self, pages: Range<u64>) -> Extent {
+        let first = self.frame.saturating_mul(PAGES_PER_FRAME).saturating_add(pages.start);
+        Extent { space: self.space, first, count: pages.end.saturating_sub(pages.start) }
     }
 }

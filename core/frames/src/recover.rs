@@ -1,16 +1,18 @@
-//! Taking over a ledger from a process that is gone, and checking one.
+//! Taking over a ledger from a process that is gone.
 
 use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::AtomicU64;
 
-use crate::error::{AuditError, LedgerError};
+use crate::discard::Extent;
+use crate::error::LedgerError;
 use crate::layout::{self, Entry, Layout, MAX_SPACES, Words};
 use crate::ledger::{Ledger, Place};
+use crate::residency::Totals;
 use crate::space::{Space, SpaceId};
-use crate::state::{Counts, PageState};
+use crate::state::PageState;
 
-/// What [`Ledger::attach`] found half done and completed. All zero and false if the last writer ended between events.
+/// What [`Ledger::attach`] found half done, and completed where it could. All zero and false if the last writer ended between events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Repairs {
     /// A reset had begun.
@@ -21,11 +23,16 @@ pub struct Repairs {
     pub uniform_maps: u64,
     /// The counters in the words were not those of the entries.
     pub counters: bool,
+    /// A reboot is under way. It is not completed: go on with it ([`Ledger::continue_reboot`]).
+    pub reboot: bool,
+    /// What may be write-protected for a sweep. Lift it, then say so ([`Ledger::end_batch`]).
+    pub protected: Option<Extent>,
 }
 
 impl<W: AsRef<[AtomicU64]>> Ledger<W> {
     /// Takes over the ledger in `words`. The previous writer must be gone. Every value is checked; counters are
-    /// counted anew; what a kill between two stores can leave is put right.
+    /// counted anew; what a kill between two stores can leave is put right. Where memory is in spaces on demand, only the
+    /// kernel knows: [`Ledger::correct`] is to come next.
     ///
     /// # Errors
     /// [`LedgerError`] if the words are not a ledger that this crate wrote. Nothing has been stored then.
@@ -47,11 +54,12 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
         Ok((ledger, repairs))
     }
 
-    fn check_states(&self) -> Result<(), LedgerError> {
-        for (id, space) in &self.spaces {
+    /// Pages are outstanding only where they are populated on demand.
+    pub(crate) fn check_states(&self) -> Result<(), LedgerError> {
+        for (id, space) in self.spaces.iter().filter(|(_, space)| !space.on_demand) {
             for frame in 0..space.frames() {
                 let place = Place::of(*id, *space, frame);
-                if self.states(&place).1.has_unknown() {
+                if self.states(&place).1.mask(PageState::Outstanding).meets(place.valid) {
                     let frame = u32::try_from(place.entry).unwrap_or(u32::MAX);
                     return Err(LedgerError::PageState { frame });
                 }
@@ -66,20 +74,29 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
             for frame in 0..space.frames() {
                 let place = Place::of(id, space, frame);
                 repairs.uniform_maps = repairs.uniform_maps.saturating_add(self.unify(&place));
-                self.counts.add(self.states(&place).1.counts(place.valid));
+                let counts = self.states(&place).1.counts(place.valid);
+                self.counts.add(counts);
+                if space.on_demand {
+                    self.present_on_demand = self.present_on_demand.saturating_add(counts.present.0);
+                }
             }
         }
         for frame in self.strays() {
             self.clear_stray(frame);
             repairs.stray_frames = repairs.stray_frames.saturating_add(1);
         }
-        if self.words.load(layout::AT_RESETTING) != 0 {
-            repairs.reset = true;
+        self.totals = Totals::from_words(self.words.load_array(layout::AT_TOTALS));
+        let kept = layout::peek_counts(self.words.as_slice()).ok();
+        let resident = self.words.load(layout::AT_RESIDENT);
+        repairs.counters = kept != Some(self.counts) || resident != self.resident_pages();
+        repairs.reset = self.words.load(layout::AT_RESETTING) != 0;
+        repairs.reboot = self.is_rebooting();
+        if repairs.reset || repairs.reboot {
             self.finish_reset();
         }
-        let kept = layout::peek_counts(self.words.as_slice()).ok();
-        repairs.counters = kept != Some(self.counts);
-        self.words.store_counts(self.counts);
+        self.check_mark();
+        repairs.protected = self.protected();
+        self.store_counters();
         repairs
     }
 
@@ -96,7 +113,7 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
     }
 
     /// Frames that belong to no space and are not `Present`.
-    fn strays(&self) -> Vec<u32> {
+    pub(crate) fn strays(&self) -> Vec<u32> {
         let in_space = |frame: u64| {
             let covers = |space: &Space| u64::from(space.first_frame) <= frame && frame < space.end_frame();
             self.spaces.iter().any(|(_, space)| covers(space))
@@ -115,34 +132,6 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
         if let Some(Entry::Mixed(map)) = Entry::decode(word) {
             self.maps.give(map);
         }
-    }
-
-    /// Counts everything anew and compares it with what is kept.
-    ///
-    /// # Errors
-    /// [`AuditError`] says what differs: a fault of this crate, or somebody else wrote to the words.
-    pub fn audit(&self) -> Result<Counts, AuditError> {
-        let mut found = Counts::default();
-        for (id, space) in &self.spaces {
-            for frame in 0..space.frames() {
-                let place = Place::of(*id, *space, frame);
-                found.add(self.states(&place).1.counts(place.valid));
-            }
-        }
-        self.check_states()?;
-        if let Some(&frame) = self.strays().first() {
-            let word = self.words.load(self.layout.entry(u64::from(frame)));
-            return Err(LedgerError::Entry { frame, word }.into());
-        }
-        if found != self.counts || layout::peek_counts(self.words.as_slice())? != self.counts {
-            return Err(AuditError::Counts { kept: self.counts, found });
-        }
-        let used = used_maps(&self.words, self.layout)?;
-        let (free, used) = (self.maps.free(), used.iter().map(|&used| u64::from(used)).sum::<u64>());
-        if free.saturating_add(used) != u64::from(self.layout.maps) {
-            return Err(AuditError::Maps { maps: self.layout.maps, free, used });
-        }
-        Ok(found)
     }
 }
 
@@ -164,7 +153,8 @@ fn read_spaces<W: AsRef<[AtomicU64]>>(
                 || (u64::from(other.first_frame) < space.end_frame()
                     && u64::from(space.first_frame) < other.end_frame())
         });
-        if collides || space.end_frame() > u64::from(layout.frames) {
+        let exact = !space.on_demand || layout.is_exact();
+        if collides || !exact || space.end_frame() > u64::from(layout.frames) {
             return Err(LedgerError::Space(index));
         }
         spaces.push((SpaceId(index), space));
@@ -173,12 +163,15 @@ fn read_spaces<W: AsRef<[AtomicU64]>>(
 }
 
 /// For every map whether a frame points to it.
-fn used_maps<W: AsRef<[AtomicU64]>>(words: &Words<W>, layout: Layout) -> Result<Vec<bool>, LedgerError> {
+pub(crate) fn used_maps<W: AsRef<[AtomicU64]>>(
+    words: &Words<W>,
+    layout: Layout,
+) -> Result<Vec<bool>, LedgerError> {
     let mut used = vec![false; usize::try_from(layout.maps).unwrap_or(0)];
     for frame in 0..layout.frames {
         let word = words.load(layout.entry(u64::from(frame)));
         match Entry::decode(word) {
-            Some(Entry::Uniform(PageState::Present | PageState::Ballooned | PageState::Reported)) => {}
+            Some(Entry::Uniform(_)) => {}
             Some(Entry::Mixed(map)) => {
                 let slot = usize::try_from(map).ok().and_then(|map| used.get_mut(map));
                 let slot = slot.ok_or(LedgerError::Entry { frame, word })?;

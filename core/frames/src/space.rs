@@ -69,6 +69,8 @@ impl Granule {
 
 /// Set in the last word of a table entry that is in force.
 const VALID: u64 = 1 << 63;
+/// Set there for a space that is populated on demand.
+const ON_DEMAND: u64 = 1 << 62;
 
 /// One space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub(crate) struct Space {
     /// Its length.
     pub(crate) pages: u64,
     pub(crate) granule: Granule,
+    /// Whether its pages begin without memory, and its faults come to the ledger.
+    pub(crate) on_demand: bool,
 }
 
 impl Space {
@@ -97,9 +101,19 @@ impl Space {
         PageMask::first(self.pages.saturating_sub(frame.saturating_mul(PAGES_PER_FRAME)))
     }
 
+    /// Whether memory can be put behind its pages frame by frame or page by page, and be taken back from all of them.
+    pub(crate) fn can_be_on_demand(&self) -> bool {
+        match self.granule {
+            Granule::Page => true,
+            Granule::Frame => self.pages.is_multiple_of(PAGES_PER_FRAME),
+            Granule::Never => false,
+        }
+    }
+
     /// The four words of its table entry. The last one puts it in force and is stored last.
     pub(crate) fn encode(&self) -> [u64; 4] {
-        let place = u64::from(self.first_frame) | (self.granule.code() << 32) | VALID;
+        let on_demand = if self.on_demand { ON_DEMAND } else { 0 };
+        let place = u64::from(self.first_frame) | (self.granule.code() << 32) | on_demand | VALID;
         [self.key.device, self.key.inode, self.pages, place]
     }
 
@@ -108,9 +122,11 @@ impl Space {
         if place == 0 {
             return Some(None);
         }
-        let granule = Granule::from_code((place & !VALID) >> 32)?;
+        let granule = Granule::from_code((place & !(VALID | ON_DEMAND)) >> 32)?;
+        let on_demand = place & ON_DEMAND != 0;
         let first_frame = u32::try_from(place & 0xffff_ffff).ok()?;
         let in_force = place & VALID != 0 && pages != 0;
-        in_force.then_some(Some(Self { key: SpaceKey { device, inode }, first_frame, pages, granule }))
+        let space = Self { key: SpaceKey { device, inode }, first_frame, pages, granule, on_demand };
+        (in_force && (!on_demand || space.can_be_on_demand())).then_some(Some(space))
     }
 }

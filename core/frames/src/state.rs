@@ -2,11 +2,15 @@
 
 use plimsoll_units::PageCount;
 
-/// What the guest has last said of a page.
+/// What is known of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PageState {
-    /// The guest's own; the ledger says nothing against it being in use.
+    /// The guest's own; the ledger says nothing against it being in use. In a space that is populated on demand there is
+    /// memory behind it, or it is on its way.
     Present,
+    /// Promised to the guest and not touched, or swept since: no memory is behind it. Only in spaces that are populated
+    /// on demand.
+    Outstanding,
     /// Inside the balloon.
     Ballooned,
     /// Named by a free page report since it was last inflated or deflated. The guest may have taken it into use again
@@ -15,23 +19,24 @@ pub enum PageState {
 }
 
 impl PageState {
-    /// Every state of this version of the layout.
-    pub(crate) const ALL: [Self; 3] = [Self::Present, Self::Ballooned, Self::Reported];
+    /// Every state.
+    pub(crate) const ALL: [Self; 4] = [Self::Present, Self::Outstanding, Self::Ballooned, Self::Reported];
 
-    /// The two bits that stand for the state. 1 is kept free for pages without memory behind them
-    /// (`Outstanding`, populate-on-demand); 0 is `Present` so that zeroed memory is a valid ledger.
+    /// The two bits that stand for the state. 0 is `Present` so that zeroed memory is a valid ledger.
     pub(crate) const fn code(self) -> u64 {
         match self {
             Self::Present => 0,
+            Self::Outstanding => 1,
             Self::Ballooned => 2,
             Self::Reported => 3,
         }
     }
 
-    /// The state two bits stand for; `None` for a code that this version does not use.
+    /// The state two bits stand for; `None` for anything larger.
     pub(crate) const fn from_code(code: u64) -> Option<Self> {
         match code {
             0 => Some(Self::Present),
+            1 => Some(Self::Outstanding),
             2 => Some(Self::Ballooned),
             3 => Some(Self::Reported),
             _ => None,
@@ -44,6 +49,8 @@ impl PageState {
 pub struct Counts {
     /// Pages in [`PageState::Present`].
     pub present: PageCount,
+    /// Pages in [`PageState::Outstanding`].
+    pub outstanding: PageCount,
     /// Pages in [`PageState::Ballooned`].
     pub ballooned: PageCount,
     /// Pages in [`PageState::Reported`].
@@ -54,7 +61,8 @@ impl Counts {
     /// All pages.
     #[must_use]
     pub const fn total(self) -> PageCount {
-        PageCount(self.present.0.saturating_add(self.ballooned.0).saturating_add(self.reported.0))
+        let given_up = self.ballooned.0.saturating_add(self.reported.0);
+        PageCount(self.present.0.saturating_add(self.outstanding.0).saturating_add(given_up))
     }
 
     /// The pages in one state.
@@ -62,6 +70,7 @@ impl Counts {
     pub const fn of(self, state: PageState) -> PageCount {
         match state {
             PageState::Present => self.present,
+            PageState::Outstanding => self.outstanding,
             PageState::Ballooned => self.ballooned,
             PageState::Reported => self.reported,
         }
@@ -70,6 +79,7 @@ impl Counts {
     pub(crate) const fn of_mut(&mut self, state: PageState) -> &mut PageCount {
         match state {
             PageState::Present => &mut self.present,
+            PageState::Outstanding => &mut self.outstanding,
             PageState::Ballooned => &mut self.ballooned,
             PageState::Reported => &mut self.reported,
         }

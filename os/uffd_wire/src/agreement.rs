@@ -31,7 +31,7 @@ pub const LIBRARY: &str = "libplimsoll_pod_preload.so";
 pub mod exit {
     /// The variables are missing or make no sense.
     pub const ENVIRONMENT: i32 = 120;
-    /// The VMM maps the file in a way that cannot be served: twice, privately, in part, locked.
+    /// The VMM maps the file in a way that cannot be served: twice, privately, in part.
     pub const MAPPING: i32 = 121;
     /// The kernel gives no userfaultfd that would do.
     pub const KERNEL: i32 = 122;

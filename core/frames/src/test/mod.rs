@@ -1,6 +1,7 @@
 //! The ledger against a plain model, cut short after every single store, and cases by hand.
 
 mod cases;
+mod demand;
 mod machine;
 mod model;
 

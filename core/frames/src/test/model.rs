@@ -159,6 +159,7 @@ impl Model {
         };
         Counts {
             present: of(PageState::Present),
+            outstanding: of(PageState::Outstanding),
             ballooned: of(PageState::Ballooned),
             reported: of(PageState::Reported),
         }

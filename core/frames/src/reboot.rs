@@ -1,0 +1,107 @@
+//! The guest begins anew: everything on demand is outstanding again.
+
+use alloc::vec::Vec;
+use core::sync::atomic::AtomicU64;
+
+use plimsoll_units::PageCount;
+
+use crate::bits::PageMask;
+use crate::discard::{Discard, Tally};
+use crate::layout;
+use crate::ledger::{Ledger, Place};
+use crate::space::Granule;
+use crate::state::PageState;
+
+/// Frames looked at for each one that may be changed.
+const LOOK_AHEAD: u64 = 64;
+
+/// How far a reboot has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reboot {
+    /// There is more to do: carry out the discards and call again.
+    More,
+    /// All has been looked at, but some memory cannot go yet: under I/O, being populated, or its discard has not been answered. Call
+    /// again when that has changed.
+    Waiting {
+        /// Pages of spaces on demand that are not outstanding yet.
+        left: PageCount,
+        /// Pages whose discard has not been answered.
+        leaving: PageCount,
+    },
+    /// Every page is outstanding and the host has all the memory. Also if no reboot is under way.
+    Done,
+}
+
+impl<W: AsRef<[AtomicU64]>> Ledger<W> {
+    /// The guest begins anew. What was given up is not any more ([`Ledger::reset`]), and the memory of the spaces on
+    /// demand is to be taken back, by [`Ledger::continue_reboot`]. That a reboot is under way takes one store and survives this
+    /// process; an attach tells of it ([`crate::Repairs::reboot`]).
+    ///
+    /// The guest must not run, and nobody may write to its memory for the new start, from before this call until `Done`: what is
+    /// written meanwhile is taken away with the rest.
+    pub fn begin_reboot(&mut self) {
+        self.words.store(layout::AT_REBOOTING, 1);
+        self.reboot_cursor = 0;
+        self.reset();
+    }
+
+    /// Whether a reboot is under way.
+    #[must_use]
+    pub fn is_rebooting(&self) -> bool {
+        self.words.load(layout::AT_REBOOTING) != 0
+    }
+
+    /// Makes up to `most` frames outstanding (1 if that is 0), and appends their discards to `out`. After an attach, first tell where
+    /// memory is ([`Ledger::correct`]).
+    pub fn continue_reboot(&mut self, most: usize, out: &mut Vec<Discard>) -> Reboot {
+        if !self.is_rebooting() {
+            return Reboot::Done;
+        }
+        let from = out.len();
+        let most = u64::try_from(most).unwrap_or(u64::MAX).max(1);
+        let (mut changes, mut looks) = (most, most.saturating_mul(LOOK_AHEAD));
+        while changes > 0 && looks > 0 {
+            let Some(place) = self.on_demand_from(self.reboot_cursor) else { break };
+            self.reboot_cursor = place.entry.saturating_add(1);
+            looks = looks.saturating_sub(1);
+            if self.forget_contents(&place, (from, out)) {
+                changes = changes.saturating_sub(1);
+            }
+        }
+        self.store_counters();
+        self.reboot_progress()
+    }
+
+    fn reboot_progress(&mut self) -> Reboot {
+        if self.on_demand_from(self.reboot_cursor).is_some() {
+            return Reboot::More;
+        }
+        let on_demand = self.spaces.iter().filter(|(_, space)| space.on_demand);
+        let pages: u64 = on_demand.map(|(_, space)| space.pages).sum();
+        let left = PageCount(pages.saturating_sub(self.counts.outstanding.0));
+        let leaving = PageCount(self.transit.leaving());
+        if left.0 == 0 && leaving.0 == 0 {
+            self.words.store(layout::AT_REBOOTING, 0);
+            return Reboot::Done;
+        }
+        self.reboot_cursor = 0;
+        Reboot::Waiting { left, leaving }
+    }
+
+    /// Makes a frame's pages outstanding, as far as that is possible now. Returns whether anything changed.
+    fn forget_contents(&mut self, place: &Place, (from, out): (usize, &mut Vec<Discard>)) -> bool {
+        let before = (self.states(place).1, self.transit.of(place.entry));
+        let mut tally = Tally::default();
+        // The guest may have given pages up between two calls.
+        let all = place.valid;
+        self.take_back(place, all, &mut tally);
+        let busy = self.pins.mask(place.entry).or(self.transit.of(place.entry).arriving);
+        let mut go = self.states(place).1.present(all).minus(busy);
+        if place.granule != Granule::Page && go != all {
+            go = PageMask::EMPTY;
+        }
+        self.discard(place, go, go, (from, out));
+        self.record(place, go, PageState::Outstanding, &mut tally);
+        before != (self.states(place).1, self.transit.of(place.entry))
+    }
+}
