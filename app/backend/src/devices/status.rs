@@ -49,6 +49,7 @@ pub(crate) fn status(
         agent_age_ms: agent.map_or(0, |(_, age_ms)| age_ms),
         agent_urgent: line.map_or(0, Line::urgent),
         agent_counters: line.map(Line::counters),
+        pager: None,
     }
 }
 

@@ -14,6 +14,7 @@ use plimsoll_uffd::{HostRange, Uffd};
 use plimsoll_units::MemTarget;
 use plimsoll_vhost_user::handover::Mapping;
 use plimsoll_vhost_user::layout::Layout;
+use rustix::fs::OFlags;
 
 use super::ledger;
 use super::news::News;
@@ -51,6 +52,10 @@ impl Memory {
         let ledger = ledger::find(words, args, &stat)?;
         let Some(vmm) = vmm else { return Ok(Self::Unmapped(Box::new(ledger))) };
         let range = HostRange::new(vmm.address, u64::try_from(stat.st_size).unwrap_or(0))?;
+        // The VMM has it too, and may have made it block.
+        let flags = rustix::fs::fcntl_getfl(&vmm.uffd).context("cannot read a userfaultfd's flags")?;
+        rustix::fs::fcntl_setfl(&vmm.uffd, flags | OFlags::NONBLOCK)
+            .context("cannot make a userfaultfd not block")?;
         let hints = Some(VmmSocket::from(vmm.connection));
         let parts = Parts { memory: guest, uffd: Uffd::from(vmm.uffd), range, ledger, hints };
         let news = Arc::clone(news);

@@ -160,7 +160,7 @@ mod test {
         for good in [4096, maxmem.0] {
             check(good).unwrap();
         }
-        for (bad, word) in [(0, "whole pages"), (4097, "whole pages"), (maxmem.0 + 4096, "64MiB")] {
+        for (bad, word) in [(0, "whole pages"), (4097, "whole pages"), (maxmem.0 + 4096, "64M")] {
             let error = check(bad).unwrap_err();
             assert!(error.contains(word), "{error}");
         }

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use plimsoll_shm::ShmError;
+use plimsoll_uffd::UffdError;
 use plimsoll_uffd::handover::{HandedOver, HandoverError, Heard, Refusal, VmmSocket};
 
 /// The most at a time. Whoever comes then waits until one has spoken, or was too slow.
@@ -36,6 +37,9 @@ pub(super) enum NotTaken {
     /// The same process still has it in another mapping.
     #[error("it has the memory of this VM in another mapping already")]
     Twice,
+    /// Faults would not be told of, or could not be answered.
+    #[error("its userfaultfd does not watch the memory: {0}")]
+    Unseen(#[source] UffdError),
     /// Its end could not be seen.
     #[error("its process cannot be watched: {0}")]
     Unwatched(#[source] ShmError),
@@ -48,7 +52,7 @@ impl NotTaken {
             Self::Handover(error) => error.refusal(),
             Self::TooEarly => Refusal::Protocol,
             Self::Owned(_) | Self::Twice => Refusal::Taken,
-            Self::Unwatched(_) => Refusal::Other,
+            Self::Unseen(_) | Self::Unwatched(_) => Refusal::Other,
         }
     }
 }

@@ -19,8 +19,8 @@ mod guest;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use plimsoll_uffd::Uffd;
 use plimsoll_uffd::handover::{HandedOver, PodListener, Refusal, ToVmm, VmmSocket};
+use plimsoll_uffd::{Uffd, Woken};
 use plimsoll_vhost_user::Polls;
 use plimsoll_vhost_user::handover::{Mapping, Work};
 use rustix::event::PollFlags;
@@ -133,6 +133,9 @@ impl Pod {
         if self.mapped.as_ref().is_some_and(|mapped| !plimsoll_shm::is_broken(&mapped.connection)) {
             return Err(NotTaken::Twice);
         }
+        // A VMM may stop watching later too, but then it harms itself: what it gets is more than its guest was promised, from
+        // what its control group lets it have.
+        let _ = taken.uffd.lift_protection(taken.range, Woken::No).map_err(NotTaken::Unseen)?;
         base.connected(caller.pid).map_err(|error| {
             base.disconnected(now);
             NotTaken::Unwatched(error)
