@@ -187,22 +187,24 @@ pub struct PagerStatus {
     pub outstanding: PageCount,
     /// The guest waits for memory that there is no room for.
     pub stalled: Option<Stalled>,
-    /// Rises whenever a stall begins or ends, and when a reset is over. Begins anew with each back end: compare it for equality only.
+    /// Rises whenever a stall begins or ends, and when a reset is over, and with each new back end.
     pub turns: u64,
-    /// Stalls so far.
+    /// Stalls so far. One during which the back end was replaced counts twice.
     pub stalls: u64,
-    /// Sweeps so far.
+    /// Sweeps of this back end.
     pub sweeps: u64,
-    /// Pages of zeros that they took, those of whole frames among them.
+    /// Pages of zeros that sweeps took so far, those of whole frames among them.
     pub swept_pages: u64,
-    /// Whole 2 MiB frames among them.
+    /// Whole 2 MiB frames among those.
     pub swept_frames: u64,
-    /// Whole 2 MiB frames populated.
+    /// Whole 2 MiB frames populated so far.
     pub populated_frames: u64,
     /// Pages populated in smaller pieces.
     pub populated_pages: u64,
     /// Faults answered by this back end.
     pub faults: u64,
+    /// Times that the host had no memory for a page that the guest may have, in this back end. It is tried again.
+    pub refused: u64,
     /// Whether a VMM has handed its guest's memory over. Before, nothing can be touched.
     pub mapped: bool,
     /// Whether a reset is under way ([`Op::Reset`]).

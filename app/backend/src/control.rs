@@ -224,11 +224,11 @@ mod test {
         for _ in 0..20 {
             verbose.write_all(&[b'x'; 4096]).unwrap();
             turn(&mut control);
-            if control.connections.len() == 0 {
+            if control.connections.is_empty() {
                 break;
             }
         }
-        assert_eq!(control.connections.len(), 0, "a line without end is refused");
+        assert!(control.connections.is_empty(), "a line without end is refused");
         let mut answer = String::new();
         verbose.read_to_string(&mut answer).unwrap();
         assert!(answer.contains("bad_request"), "{answer}");

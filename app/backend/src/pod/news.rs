@@ -64,22 +64,15 @@ impl News {
             PagerEvent::Refused { page, errno } => {
                 self.say(|more| tracing::error!(page, %errno, more, "the guest waits: the host has no memory for it"));
             }
-            PagerEvent::HintsEnded { reason: Some(reason) } => {
+            PagerEvent::HintsEnded { reason } => {
                 self.say(|more| {
-                    tracing::warn!(
-                        reason,
-                        more,
-                        "the VMM is not listened to any more; holes are found when touched"
-                    );
+                    tracing::warn!(reason, more, "the VMM tells of no more holes; they are found when touched");
                 });
             }
             PagerEvent::Failed { reason } => {
                 self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason.clone());
             }
-            PagerEvent::HintsEnded { reason: None } | PagerEvent::Unmapped | PagerEvent::VmmGone => {
-                tracing::debug!(?event, "told by the pager");
-            }
-            _ => tracing::debug!(?event, "told by the pager"),
+            PagerEvent::Unmapped | PagerEvent::VmmGone | _ => tracing::debug!(?event, "told by the pager"),
         }
         self.poke.poke();
     }

@@ -78,6 +78,7 @@ impl Vm {
             populated_frames: totals.populated_frames,
             populated_pages: totals.populated_pages,
             faults: figures.faults,
+            refused: figures.refused,
             mapped: self.memory.is_mapped(),
             resetting: self.memory.is_resetting(),
         };
@@ -107,6 +108,7 @@ struct Figures {
     stalled: Option<Stalled>,
     sweeps: u64,
     faults: u64,
+    refused: u64,
 }
 
 impl Figures {
@@ -120,6 +122,7 @@ impl Figures {
                 stalled: None,
                 sweeps: 0,
                 faults: 0,
+                refused: 0,
             },
             Answer::Served(status) => Self {
                 residency: status.residency,
@@ -132,6 +135,7 @@ impl Figures {
                 }),
                 sweeps: status.sweeps.runs,
                 faults: status.faults.missing.saturating_add(status.faults.protected),
+                refused: status.faults.refused,
             },
         }
     }
