@@ -97,10 +97,11 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
         self.take_back(place, all, &mut tally);
         let busy = self.pins.mask(place.entry).or(self.transit.of(place.entry).arriving);
         let mut go = self.states(place).1.present(all).minus(busy);
-        if place.granule != Granule::Page && go != all {
+        if place.granule != Granule::Page && !busy.is_empty() {
             go = PageMask::EMPTY;
         }
-        self.discard(place, go, go, (from, out));
+        // Nothing in the frame is worth keeping: one discard is better than many, and huge pages go by it alone.
+        self.discard(place, go, all, (from, out));
         self.record(place, go, PageState::Outstanding, &mut tally);
         before != (self.states(place).1, self.transit.of(place.entry))
     }

@@ -155,8 +155,9 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
         for (space, frame, mask) in FrameWalk::new(&extents) {
             let Some(place) = self.place(space, frame) else { continue };
             let take = mask.and(self.sweep.takeable(place.entry));
+            let huge = place.granule != Granule::Page;
+            let take = if huge && take != place.valid { PageMask::EMPTY } else { take };
             let whole = take.covers(self.memory(&place));
-            let take = if place.granule == Granule::Page || whole { take } else { PageMask::EMPTY };
             add(&mut tally.left.0, mask.minus(take).count());
             if whole {
                 add(&mut taken, take.count());

@@ -1,20 +1,19 @@
 //! Cases by hand.
 
 use alloc::vec;
-use alloc::vec::Vec;
 
 use plimsoll_units::{Bytes, MemTarget, PageCount};
 
 use crate::test::{Words, fresh, from_image, image, key};
 use crate::{
     AuditError, Batch, Extent, Fault, Granule, Ledger, LedgerError, PageState, Reboot, RemovedBy, Reuse,
-    SpaceError, SpaceId, Totals, WriteFault,
+    SpaceError, SpaceId, Totals,
 };
 
-const TELLS: Reuse = Reuse::TellsFirst;
+pub(super) const TELLS: Reuse = Reuse::TellsFirst;
 
 /// A guest of this many frames and such a target, both with 2 MiB as their unit.
-fn guest(frames: u32, target: u64) -> (Ledger<Words>, SpaceId) {
+pub(super) fn guest(frames: u32, target: u64) -> (Ledger<Words>, SpaceId) {
     let mut ledger = fresh(frames, frames);
     let pages = PageCount(u64::from(frames) * 512);
     let space = ledger.add_space_on_demand(key(0), pages, Granule::Page).unwrap();
@@ -23,13 +22,13 @@ fn guest(frames: u32, target: u64) -> (Ledger<Words>, SpaceId) {
 }
 
 /// Populates, and says so.
-fn populate(ledger: &mut Ledger<Words>, space: SpaceId, page: u64) -> (u64, u64) {
+pub(super) fn populate(ledger: &mut Ledger<Words>, space: SpaceId, page: u64) -> (u64, u64) {
     let Fault::Populate(extent) = ledger.fault(space, page) else { panic!("page {page} was not populated") };
     ledger.populated(extent, TELLS, &mut vec![]);
     (extent.first, extent.count)
 }
 
-fn resident(ledger: &Ledger<Words>) -> u64 {
+pub(super) fn resident(ledger: &Ledger<Words>) -> u64 {
     ledger.residency().resident.0
 }
 
@@ -205,90 +204,6 @@ fn a_pin_says_what_is_missing_and_holds_what_is_there() {
     assert_eq!(resident(&ledger), 0);
 }
 
-fn scanned(ledger: &mut Ledger<Words>, most: usize) -> Vec<Extent> {
-    let mut out = vec![];
-    assert_eq!(ledger.next_batch(most, &mut out), Batch::Scan);
-    out
-}
-
-#[test]
-fn a_sweep_starts_with_what_was_populated_last_and_sees_every_frame() {
-    let (mut ledger, space) = guest(5, 5);
-    for frame in [3, 0, 4] {
-        populate(&mut ledger, space, frame * 512);
-    }
-    ledger.begin_sweep();
-    let first = |batch: Vec<Extent>| batch.iter().map(|extent| extent.first / 512).collect::<Vec<_>>();
-    assert_eq!(first(scanned(&mut ledger, 2)), [0, 4], "ascending, the last two populated");
-    assert_eq!(ledger.protected(), Some(Extent { space, first: 0, count: 2560 }));
-    assert_eq!(ledger.next_batch(1, &mut vec![]), Batch::Open);
-    ledger.end_batch();
-    assert_eq!(first(scanned(&mut ledger, 1)), [3]);
-    ledger.end_batch();
-    assert_eq!(first(scanned(&mut ledger, 9)), [0, 3, 4], "now in turn");
-    ledger.end_batch();
-    assert_eq!(ledger.next_batch(9, &mut vec![]), Batch::Over);
-    assert_eq!(ledger.protected(), None);
-}
-
-#[test]
-fn a_sweep_takes_whole_frames_and_splits_only_in_need() {
-    let sweep = |need: u64| {
-        let (mut ledger, space) = guest(3, 3);
-        for frame in 0..3 {
-            populate(&mut ledger, space, frame * 512);
-        }
-        scanned(&mut ledger, 3);
-        let zero = |first, count| Extent { space, first, count };
-        let mut out = vec![];
-        let tally = ledger.swept(&[zero(0, 10), zero(512, 512), zero(1030, 1)], PageCount(need), &mut out);
-        out.drain(..).for_each(|discard| ledger.discarded(discard));
-        ledger.end_batch();
-        assert_eq!(ledger.audit(), Ok(ledger.counts()));
-        (tally.pages.0, tally.frames, tally.left.0, ledger.totals().split_frames)
-    };
-    assert_eq!(sweep(512), (512, 1, 11, 0));
-    assert_eq!(sweep(513), (522, 1, 1, 1));
-    assert_eq!(sweep(u64::MAX), (523, 1, 0, 2));
-}
-
-#[test]
-fn what_changed_since_it_was_read_is_not_swept() {
-    let (mut ledger, space) = guest(2, 2);
-    populate(&mut ledger, space, 0);
-    let batch = scanned(&mut ledger, 2);
-    let page = |first| Extent { space, first, count: 1 };
-    assert_eq!(ledger.write_fault(page(1)), WriteFault::Lift);
-    ledger.pin(page(2));
-    ledger.unpin(page(2), TELLS, &mut vec![]);
-    ledger.removed(&[page(3)], RemovedBy::Other);
-    populate(&mut ledger, space, 3);
-    assert_eq!(ledger.fault(space, 4), Fault::Present);
-    let mut out = vec![];
-    let tally = ledger.swept(&batch, PageCount(u64::MAX), &mut out);
-    assert_eq!((tally.pages.0, tally.left.0), (508, 4));
-    assert_eq!(ledger.write_fault(page(0)), WriteFault::Leaving);
-    out.drain(..).for_each(|discard| ledger.discarded(discard));
-    assert_eq!(ledger.write_fault(page(0)), WriteFault::Lift);
-    assert_eq!(resident(&ledger), 4);
-    let mut none = vec![];
-    ledger.end_batch();
-    assert_eq!(ledger.swept(&batch, PageCount(u64::MAX), &mut none).pages.0, 0, "the batch is closed");
-}
-
-#[test]
-fn looking_for_something_to_sweep_is_bounded() {
-    let (mut ledger, space) = guest(1000, 1000);
-    ledger.begin_sweep();
-    let mut calls = 0;
-    while ledger.next_batch(1, &mut vec![]) == Batch::Nothing {
-        calls += 1;
-    }
-    assert_eq!(calls, 1000 / 64);
-    populate(&mut ledger, space, 0);
-    assert_eq!(scanned(&mut ledger, 1), [Extent { space, first: 0, count: 512 }]);
-}
-
 #[test]
 fn a_reboot_takes_everything_back_and_waits_for_io() {
     let (mut ledger, space) = guest(4, 3);
@@ -310,7 +225,7 @@ fn a_reboot_takes_everything_back_and_waits_for_io() {
     out.drain(..).for_each(|discard| ledger.discarded(discard));
     ledger.unpin(io, TELLS, &mut out);
     let waiting = ledger.continue_reboot(9, &mut out);
-    assert_eq!(waiting, Reboot::Waiting { left: PageCount(0), leaving: PageCount(1) });
+    assert_eq!(waiting, Reboot::Waiting { left: PageCount(0), leaving: PageCount(512) }, "in one piece");
     ledger.discarded(out[0]);
     assert_eq!(ledger.continue_reboot(9, &mut vec![]), Reboot::Done);
     assert_eq!((ledger.counts().outstanding.0, ledger.is_rebooting()), (2048, false));
@@ -361,4 +276,46 @@ fn huge_pages_come_and_go_whole() {
     ledger.deflate(&[Extent { space, first: 9, count: 1 }]);
     assert_eq!(populate(&mut ledger, space, 9), (0, 512));
     assert_eq!((ledger.counts().ballooned.0, resident(&ledger)), (511, 512));
+}
+
+#[test]
+fn words_that_claim_to_be_on_demand_without_maps_are_refused() {
+    let mut ledger = fresh(4, 3);
+    ledger.add_space(key(0), PageCount(700), Granule::Page).unwrap();
+    let mut words = image(&ledger);
+    words[19] |= 1 << 62;
+    assert_eq!(Ledger::attach(from_image(&words)).err(), Some(LedgerError::Space(0)));
+}
+
+#[test]
+fn a_reboot_that_was_only_begun_ends_what_was_given_up_elsewhere() {
+    let (mut ledger, _) = guest(2, 2);
+    let mut begun = image(&ledger);
+    begun[5] = 1;
+    assert!(Ledger::attach(from_image(&begun)).unwrap().1.reboot);
+    let mut mixed = fresh(4, 4);
+    let plain = mixed.add_space(key(3), PageCount(512), Granule::Page).unwrap();
+    mixed.inflate(&[Extent { space: plain, first: 0, count: 512 }], TELLS, &mut vec![]);
+    let mut begun = image(&mixed);
+    begun[5] = 1;
+    let (mut mixed, _) = Ledger::attach(from_image(&begun)).unwrap();
+    assert_eq!(mixed.counts().ballooned, PageCount(0));
+    assert_eq!(mixed.continue_reboot(1, &mut vec![]), Reboot::Done);
+    assert_eq!(ledger.continue_reboot(1, &mut vec![]), Reboot::Done, "none is under way");
+}
+
+#[test]
+fn a_huge_page_that_was_lost_in_part_is_taken_back_all_the_same() {
+    let mut ledger = fresh(1, 1);
+    let space = ledger.add_space_on_demand(key(0), PageCount(512), Granule::Frame).unwrap();
+    ledger.set_target(MemTarget(Bytes::mib(2)));
+    populate(&mut ledger, space, 0);
+    ledger.removed(&[Extent { space, first: 0, count: 511 }], RemovedBy::Other);
+    assert_eq!(ledger.next_batch(1, &mut vec![]), Batch::Over, "half a huge page cannot be swept");
+    ledger.begin_reboot();
+    let mut out = vec![];
+    ledger.continue_reboot(1, &mut out);
+    assert_eq!(out[0].len, Bytes::mib(2));
+    ledger.discarded(out[0]);
+    assert_eq!(ledger.continue_reboot(1, &mut out), Reboot::Done);
 }

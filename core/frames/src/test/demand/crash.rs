@@ -77,7 +77,7 @@ pub(super) fn reboot(world: &mut World, most: usize, kill: Option<usize>) {
             let first = index(discard.offset.0 / PAGE_SIZE);
             let pages = first..first + index(discard.len.0 / PAGE_SIZE);
             for page in &mut world.spaces[n].pages[pages.clone()] {
-                assert!(page.state == PageState::Present && page.pins == 0 && !page.arriving);
+                assert!(page.pins == 0 && !page.arriving && !page.leaving);
                 page.set(PageState::Outstanding);
                 page.leaving = true;
             }

@@ -7,4 +7,5 @@ mod machine;
 mod model;
 mod ops;
 mod steps;
+mod sweeping;
 mod world;

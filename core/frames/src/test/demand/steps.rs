@@ -265,7 +265,7 @@ fn swept(world: &mut World, need: u64) {
         let take: BTreeSet<usize> =
             frame.clone().filter(|page| pages[*page].takeable && zero.contains(page)).collect();
         let whole = frame.clone().all(|page| !pages[page].resident() || take.contains(&page));
-        if whole || world.spaces[space].granule == crate::Granule::Page {
+        if take.len() == frame.len() || world.spaces[space].granule == crate::Granule::Page {
             chosen.push((take, whole));
         }
     }
