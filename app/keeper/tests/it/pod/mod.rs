@@ -5,4 +5,5 @@ mod guest;
 mod hostile;
 mod kills;
 mod process;
+mod qemu;
 mod serving;

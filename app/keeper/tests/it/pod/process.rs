@@ -40,6 +40,16 @@ fn built() -> &'static (PathBuf, PathBuf) {
     })
 }
 
+/// Tells a VMM what `plimsoll run` would.
+pub(super) fn tell(command: &mut Command, keeper: &Keeper, memory: &OwnedFd, loss: OnPagerLoss) {
+    command
+        .env("LD_PRELOAD", &built().1)
+        .env(agreement::FILE, file_id(memory).unwrap().0.to_string())
+        .env(agreement::SOCKET, keeper.socket())
+        .env(agreement::ON_LOSS, loss.word())
+        .env(agreement::DEADLINE_MS, LIMIT.as_millis().to_string());
+}
+
 /// The running program. Dropped, it is killed.
 pub(super) struct Vmm {
     pub(super) process: Process,
@@ -51,17 +61,11 @@ pub(super) struct Vmm {
 impl Vmm {
     /// Ready for commands, and to connect to this keeper.
     pub(super) fn start(keeper: &Keeper, memory: &OwnedFd, loss: OnPagerLoss) -> Self {
-        let (probe, library) = built();
         // Inherited by whatever else is started at the same time too, which does no harm.
         let inherited = rustix::io::dup(memory).unwrap();
-        let mut command = Command::new(probe);
-        command
-            .arg(inherited.as_raw_fd().to_string())
-            .env("LD_PRELOAD", library)
-            .env(agreement::FILE, file_id(memory).unwrap().0.to_string())
-            .env(agreement::SOCKET, keeper.socket())
-            .env(agreement::ON_LOSS, loss.word())
-            .env(agreement::DEADLINE_MS, LIMIT.as_millis().to_string());
+        let mut command = Command::new(&built().0);
+        command.arg(inherited.as_raw_fd().to_string());
+        tell(&mut command, keeper, memory, loss);
         let vmm = Self::spawn(command, keeper.dir());
         assert_eq!(vmm.reply(), "ready");
         vmm
