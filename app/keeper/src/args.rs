@@ -30,7 +30,7 @@ pub(crate) struct Args {
     /// Seconds in which a VMM has to connect.
     #[arg(long, default_value_t = 60)]
     pub(crate) connect_timeout: u64,
-    /// Deaths of the back end within 10 seconds after which it is not started again for 30 seconds.
+    /// Deaths of the back end within 10 seconds after which it is not started again for 30 seconds, with --pod for 5.
     #[arg(long, default_value_t = 5)]
     pub(crate) give_up_after: u32,
     /// Give the guest's memory back to the host when the VMM has ended, also where others still have it open.

@@ -121,24 +121,28 @@ impl Drop for Back {
 pub(crate) struct Deaths {
     times: VecDeque<Instant>,
     limit: usize,
+    rest: Duration,
 }
-
-/// How long a device rests whose back ends die again and again. Never for ever: a guest that shuts down waits until its balloon is
-/// empty, and somebody has to answer.
-const REST: Duration = Duration::from_secs(30);
 
 /// What is to be done after a death.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Start another at this moment.
     At(Instant),
-    /// Let the device rest until this moment.
+    /// Too many in a row: start none before this moment.
     Rest(Instant),
 }
 
 impl Deaths {
-    pub(crate) fn new(limit: u32) -> Self {
-        Self { times: VecDeque::new(), limit: usize::try_from(limit).unwrap_or(usize::MAX).max(1) }
+    /// After so many within [`WINDOW`] there is to be a rest. Never for ever: somebody has to answer in the end.
+    pub(crate) fn new(limit: u32, rest: Duration) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX).max(1);
+        Self { times: VecDeque::new(), limit, rest }
+    }
+
+    /// They do not count any more.
+    pub(crate) fn forget(&mut self) {
+        self.times.clear();
     }
 
     /// One has died.
@@ -148,7 +152,7 @@ impl Deaths {
         }
         self.times.push_back(now);
         if self.times.len() >= self.limit {
-            return Next::Rest(now + REST);
+            return Next::Rest(now + self.rest);
         }
         // The first death in a while is answered at once, the second after a pause.
         let again = u32::try_from(self.times.len()).unwrap_or(u32::MAX).saturating_sub(1);
@@ -161,21 +165,23 @@ impl Deaths {
 mod test {
     use super::*;
 
+    const REST: Duration = Duration::from_secs(7);
+
     #[test]
     fn deaths_in_a_row_are_answered_slower_and_slower() {
         let start = Instant::now();
-        let mut deaths = Deaths::new(5);
+        let mut deaths = Deaths::new(5, REST);
         let pauses: Vec<_> = (0..5).map(|_| deaths.count(start)).collect();
         let after = |ms| Next::At(start + Duration::from_millis(ms));
         assert_eq!(pauses, [after(0), after(25), after(50), after(100), Next::Rest(start + REST)]);
 
-        let mut deaths = Deaths::new(5);
+        let mut deaths = Deaths::new(5, REST);
         for second in 0..100 {
             let now = start + Duration::from_secs(3 * second);
             assert!(matches!(deaths.count(now), Next::At(_)), "one every three seconds may go on");
         }
-        assert_eq!(Deaths::new(0).count(start), Next::Rest(start + REST));
-        let mut patient = Deaths::new(u32::MAX);
+        assert_eq!(Deaths::new(0, REST).count(start), Next::Rest(start + REST));
+        let mut patient = Deaths::new(u32::MAX, REST);
         (0..1000).for_each(|_| assert!(matches!(patient.count(start), Next::At(_))));
     }
 }

@@ -46,8 +46,9 @@ enum BackEnd {
 }
 
 impl Base {
-    /// Claims the folder, and lays out shared memory for so many devices and a ledger of files of so many bytes together.
-    pub(crate) fn new(args: Args, n_devices: usize, files: Bytes) -> anyhow::Result<Self> {
+    /// Claims the folder, and lays out shared memory for so many devices and a ledger of files of so many bytes together. After
+    /// too many deaths there is no back end for the time of `rest`.
+    pub(crate) fn new(args: Args, n_devices: usize, files: Bytes, rest: Duration) -> anyhow::Result<Self> {
         let folder = Folder::claim(&args.dir)?;
         let ledger_frames = Ledger::frames_for(files);
         let ledger = Ledger::words_needed(ledger_frames, ledger_frames)
@@ -57,7 +58,7 @@ impl Base {
         let layout = Layout::format(words, n_devices, ledger)?;
         let now = Instant::now();
         Ok(Self {
-            deaths: Deaths::new(args.give_up_after),
+            deaths: Deaths::new(args.give_up_after, rest),
             connect_by: Some(now + Duration::from_secs(args.connect_timeout)),
             args,
             layout,
@@ -138,7 +139,7 @@ impl Base {
             }
             BackEnd::Due(_) => {
                 // Another guest, another chance.
-                self.deaths = Deaths::new(self.args.give_up_after);
+                self.deaths.forget();
                 self.back = BackEnd::Due(now);
                 true
             }

@@ -30,7 +30,7 @@
 //!
 //! * *Handed over*: what came is checked; the VMM is answered, and runs its guest, when a back end serves.
 //! * *Back end dead*: another is started. What the guest touches meanwhile waits.
-//! * *Resting*: the same, for 30 seconds.
+//! * *Resting*: the same, for 5 seconds.
 //!
 //! It ends when the VMM that connected first has ended, when none connects in time, and on SIGTERM or SIGINT. It
 //! takes its back end and its sockets along, and, where it was told so or with `--pod`, the memory that a VMM has left behind.

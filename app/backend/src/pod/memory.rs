@@ -119,6 +119,8 @@ impl Served {
         if self.resetting.swap(true, SeqCst) {
             return Ok(());
         }
+        // Noted before it is answered: should this process die now, the next one carries it out before it serves.
+        self.pager.with_ledger(|ledger, _| ledger.begin_reboot());
         let (pager, resetting) = (Arc::clone(&self.pager), Arc::clone(&self.resetting));
         let run = move || {
             while let Err(error) = pager.reset(RESET_PATIENCE) {

@@ -9,7 +9,7 @@ mod state;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use plimsoll_shm::Notifier;
@@ -36,6 +36,10 @@ const BESIDE: Bytes = Bytes::gib(2);
 
 /// The devices of a VM: for now its balloon, at this socket.
 const DEVICES: [&str; 1] = ["balloon.sock"];
+
+/// How long the devices rest whose back ends die again and again. Never for ever: a guest that shuts down waits until its
+/// balloon is empty, and somebody has to answer.
+const REST: Duration = Duration::from_secs(30);
 
 /// A VM's devices.
 pub(crate) struct Devices {
@@ -75,7 +79,7 @@ impl Devices {
         }
         let files = args.maxmem.plus(BESIDE);
         let line = args.agent_line;
-        let base = Base::new(args, DEVICES.len(), files)?;
+        let base = Base::new(args, DEVICES.len(), files, REST)?;
         let mut slots = Vec::new();
         for name in DEVICES {
             let socket = Socket::listen(base.folder(), name)?;

@@ -38,6 +38,10 @@ const SOCKET: &str = "pod.sock";
 /// How long a back end may take until it serves before it is taken for hung and killed.
 const SERVING_DUE: Duration = Duration::from_secs(20);
 
+/// How long there is no back end after too many have died in a row. The guest waits meanwhile, and its kernel takes a CPU that stands
+/// still for 20 seconds for a fault of its own (kernel/watchdog.c: twice `watchdog_thresh`).
+const REST: Duration = Duration::from_secs(5);
+
 /// The shared memory is laid out for one device. Here that is the guest's memory.
 const MEMORY: usize = 0;
 
@@ -76,7 +80,7 @@ impl Pod {
     pub(crate) fn new(args: Args) -> anyhow::Result<(Base, Self)> {
         let guest = GuestMemory::new(sockets::standard_input()?, &args)?;
         let maxmem = args.maxmem;
-        let base = Base::new(args, 1, maxmem)?;
+        let base = Base::new(args, 1, maxmem, REST)?;
         let place = Place::clear(base.folder(), SOCKET)?;
         let listener = PodListener::bind(place.path())?;
         let pod = Self {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use plimsoll_api::control::Op;
+use plimsoll_uffd::handover::{Extent, ToPager};
 use plimsoll_units::{MemTarget, PAGE_SIZE};
 
 use super::guest::{Connection, Cpu, Guest, MAXMEM, TARGET, goes_on, pages, waits};
@@ -101,6 +102,9 @@ fn killed_twenty_times_while_the_guest_is_busy_it_loses_nothing() {
     });
     // What a pager before has given is counted by the next; between two of them nothing is given.
     assert!(most.load(SeqCst) <= TARGET.0, "{} bytes", most.load(SeqCst));
+    // Of some holes the VMM did not tell.
+    let extent = Extent { offset: 0, length: MAXMEM.0 };
+    connection.send(&ToPager::Punched { extent, lost: 0 }.encode(), &[]);
     keeper.wait_in_step(&guest);
     let pager = keeper.pager();
     assert_eq!(pager.target, MemTarget(TARGET));
@@ -142,4 +146,23 @@ fn a_target_that_was_set_and_a_reset_that_was_begun_outlive_back_ends() {
         assert_eq!((pager.target, guest.resident()), (MemTarget(MAXMEM), 0), "{pager:?}");
         assert_eq!(pager.outstanding.0 * PAGE_SIZE, MAXMEM.0);
     }
+}
+
+#[test]
+fn after_too_many_deaths_the_guest_waits_for_seconds_and_goes_on() {
+    let Some((guest, keeper, _connection)) = Guest::served("pod-rest", &["--give-up-after", "3"]) else {
+        return;
+    };
+    goes_on(&keeper, &guest.fill(0..pages(TARGET) / 2, 1));
+    keeper.wait("the control socket to go", |k| {
+        k.kill_back_end();
+        (!k.control_socket().exists()).then_some(())
+    });
+    assert!(keeper.back_end().is_none());
+    guest.cpu().holds(0..pages(TARGET) / 2, 1);
+    let filling = guest.fill(pages(TARGET) / 2..pages(TARGET), 1);
+    waits(&filling);
+    goes_on(&keeper, &filling);
+    guest.cpu().holds(0..pages(TARGET), 1);
+    assert_eq!(keeper.pager().resident, TARGET);
 }

@@ -5,10 +5,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plimsoll_api::control::Op;
-use plimsoll_testbed::guard::Process;
+use plimsoll_testbed::guard::{Process, ShmDir};
 use plimsoll_testbed::guest::{Console, QEMU_PACKAGE};
 use plimsoll_testbed::images::{self, Image};
 use plimsoll_testbed::paths;
@@ -38,7 +38,7 @@ struct Guest {
 
 impl Guest {
     /// Begins to boot; `None`, after saying so loudly, where something is missing.
-    fn boot(test: &str, append: &str) -> Option<Self> {
+    fn boot(test: &str, append: &str, more: &[&str]) -> Option<Self> {
         let image = unless_available(test, images::qemu())?;
         let program = unless_available(test, paths::program("qemu-system-x86_64", QEMU_PACKAGE))?;
         uffd(test)?;
@@ -46,6 +46,7 @@ impl Guest {
         let keeper = Keeper::start_pod(test, &memory, GRANTED, &["--give-up-after", "1000"]);
         let inherited = rustix::io::dup(&memory).unwrap();
         let mut command = qemu(&program, &image, inherited.as_raw_fd(), append);
+        command.args(more);
         tell(&mut command, &keeper, &memory, OnPagerLoss::Stall);
         let (input, log) = (keeper.dir().join("console.in"), keeper.dir().join("console.log"));
         let console = Console::create(&input, &log).unwrap();
@@ -91,16 +92,18 @@ fn qemu(program: &Path, image: &Image, memory: i32, append: &str) -> Command {
     command
 }
 
+/// Sets a flag when something is over, also when it has failed: whoever looks at it must end.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 /// Runs `deed` while somebody looks at the limit. Returns what was most.
 fn watched<T>(guest: &Guest, deed: impl FnOnce() -> T) -> (T, u64) {
     let (most, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    // Also when the deed fails: the watcher must end.
-    struct Stop<'a>(&'a AtomicBool);
-    impl Drop for Stop<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, SeqCst);
-        }
-    }
     let done = std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(SeqCst) {
@@ -116,7 +119,7 @@ fn watched<T>(guest: &Guest, deed: impl FnOnce() -> T) -> (T, u64) {
 
 #[test]
 fn a_guest_that_zeroes_all_it_was_told_of_boots_on_half_of_it() {
-    let Some(guest) = Guest::boot("pod-qemu-memtest", "memtest=1") else { return };
+    let Some(guest) = Guest::boot("pod-qemu-memtest", "memtest=1", &[]) else { return };
     let (total, most) = watched(&guest, || guest.work(&["fill 64M 3", "verify"]));
     assert!(total > Bytes::mib(400).0, "{total}");
     assert!(most <= GRANTED.0, "{most}");
@@ -126,7 +129,7 @@ fn a_guest_that_zeroes_all_it_was_told_of_boots_on_half_of_it() {
 
 #[test]
 fn killed_twenty_times_while_a_guest_boots_and_works_it_notices_nothing() {
-    let Some(mut guest) = Guest::boot("pod-qemu-kills", "") else { return };
+    let Some(mut guest) = Guest::boot("pod-qemu-kills", "", &[]) else { return };
     let killed = AtomicBool::new(false);
     let (total, most) = watched(&guest, || {
         std::thread::scope(|scope| {
@@ -151,6 +154,58 @@ fn killed_twenty_times_while_a_guest_boots_and_works_it_notices_nothing() {
     guest.process.kill().unwrap();
     assert!(guest.keeper.process.wait_exit(STEP).unwrap().success());
     assert_eq!(resident(&guest.memory), 0, "all of it is the host's again");
+}
+
+#[test]
+fn sweeps_without_end_take_nothing_that_a_guest_or_its_disk_has_written() {
+    soak("pod-qemu-sweeps", Duration::from_secs(15));
+}
+
+#[test]
+#[ignore = "takes ten minutes: the long form of sweeps_without_end_take_nothing_that_a_guest_or_its_disk_has_written"]
+fn ten_minutes_of_sweeps_take_nothing() {
+    soak("pod-qemu-soak", Duration::from_secs(600));
+}
+
+/// A guest that fills and verifies memory, frees it (which zeroes it, so that there is something to be swept), and reads its disk past
+/// its cache, while one sweep follows the other.
+fn soak(test: &str, time: Duration) {
+    let dir = ShmDir::create("disk").unwrap();
+    let disk = dir.path().join("disk");
+    let words = (1..=4_u64 << 17).flat_map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    std::fs::write(&disk, words.collect::<Vec<_>>()).unwrap();
+    let sum = Command::new("md5sum").arg(&disk).output().unwrap().stdout;
+    let sum = String::from_utf8_lossy(&sum).split(' ').next().unwrap().to_owned();
+    let drive = format!("file={},format=raw,if=virtio,readonly=on", disk.display());
+    let Some(guest) = Guest::boot(test, "init_on_free=1", &["-drive", &drive]) else { return };
+    let read_disk = "sh dd if=/dev/vda bs=512k iflag=direct 2>/dev/null | md5sum";
+    let done = AtomicBool::new(false);
+    let (rounds, most) = watched(&guest, || {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(SeqCst) {
+                    let before = guest.keeper.ask(Op::Sweep).pager.unwrap().sweeps;
+                    let next = || guest.keeper.pager().sweeps > before || done.load(SeqCst);
+                    guest.keeper.wait("a sweep", |_| next().then_some(()));
+                }
+            });
+            let _done = Stop(&done);
+            guest.work(&[]);
+            let (begun, mut rounds) = (Instant::now(), 0);
+            while begun.elapsed() < time {
+                rounds += 1;
+                guest.work(&[&format!("fill 96M {rounds}"), "touch 1"]);
+                let said = guest.console.ask(read_disk, STEP).unwrap();
+                assert!(said.text().contains(&sum), "{} is not {sum}", said.text());
+                guest.work(&["verify", "free"]);
+            }
+            rounds
+        })
+    });
+    let pager = guest.keeper.pager();
+    assert!(rounds > 0 && pager.sweeps > 2 && pager.swept_pages > 1000, "{rounds} rounds, {pager:?}");
+    assert!(most <= GRANTED.0, "{most}");
+    assert_eq!((guest.keeper.status().epoch, pager.stalls), (2, 0));
 }
 
 /// Kills the back end in the middle of something: while it sweeps, or answers faults.
