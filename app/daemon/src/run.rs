@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context;
 use plimsoll_api::http::RUN_DIR;
 use plimsoll_policy::History;
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit, setpriority_process, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -38,6 +38,9 @@ const LAST_REQUESTS: Duration = Duration::from_secs(2);
 /// Ends of processes that wait to be noted; whoever tells of one more waits.
 const DEATHS: usize = 64;
 
+/// It takes a few thousandths of a processor, and guests in distress wait for it while others compete for the processors.
+const NICE: i32 = -10;
+
 /// Serves until a signal.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     start_log(&options.log)?;
@@ -45,6 +48,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let dir = options.run_dir.clone().map_or_else(rundir::default_dir, Ok)?;
     let run_dir = RunDir::take(&dir)?;
     raise_descriptors();
+    // Without the rights to it ticks come when there is a turn for them.
+    let _ = setpriority_process(None, NICE);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(serve(config, &dir, &run_dir))

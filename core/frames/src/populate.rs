@@ -63,7 +63,9 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
             return Fault::Unknown;
         }
         let moves = self.transit.of(place.entry);
-        if moves.leaving.meets(one) {
+        // The memory of a huge page comes and goes for all of it.
+        let together = if place.granule == Granule::Page { one } else { place.valid };
+        if moves.leaving.meets(together) {
             return Fault::Leaving;
         }
         self.sweep.spare(place.entry, one);

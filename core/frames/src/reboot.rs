@@ -95,7 +95,8 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
         // The guest may have given pages up between two calls.
         let all = place.valid;
         self.take_back(place, all, &mut tally);
-        let busy = self.pins.mask(place.entry).or(self.transit.of(place.entry).arriving);
+        let moves = self.transit.of(place.entry);
+        let busy = self.pins.mask(place.entry).or(moves.arriving).or(moves.leaving);
         let mut go = self.states(place).1.present(all).minus(busy);
         if place.granule != Granule::Page && !busy.is_empty() {
             go = PageMask::EMPTY;

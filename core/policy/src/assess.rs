@@ -30,6 +30,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) eased: bool,
     /// It waits in its pager.
     pub(crate) stall: Option<Stall>,
+    /// It was in distress lately, and what it has may well be on its way to being used.
+    pub(crate) busy: bool,
     /// The target as it stands, changed as decisions fall.
     pub(crate) target: Bytes,
     pub(crate) reason: Reason,
@@ -58,6 +60,7 @@ impl<'a> Vm<'a> {
             signal: None,
             eased: false,
             stall: None,
+            busy: false,
             target: sizes.clamp(sample.target.0).0,
             reason: Reason::Steady,
         };
@@ -120,10 +123,9 @@ impl<'a> Vm<'a> {
         self.history.seeks && self.sample.sizes.memory() > self.target
     }
 
-    /// What it holds beyond its baseline and its need, where nothing is going on with it: no distress now or a moment
-    /// ago, no pin, no baseline that is sought, no proposal of its own.
+    /// What it holds beyond its baseline and its need, where nothing is going on with it: no distress now or lately, no pin, no baseline that is sought, no proposal of its own.
     pub(crate) fn idle(&self) -> Bytes {
-        let calm = self.state == VmState::Ok && !self.eased && !self.history.seeks;
+        let calm = self.state == VmState::Ok && !self.eased && !self.busy && !self.history.seeks;
         match self.need {
             Some(need) if calm && self.voluntary().is_none() => {
                 self.target.minus(need.max(self.sample.sizes.memory()))
@@ -156,7 +158,8 @@ impl<'a> Vm<'a> {
     /// Nothing that was known of a guest that cannot be reached holds for the one that answers next.
     fn forget_guest(&mut self) {
         let history = &mut self.history;
-        (history.distress, history.eased, history.used, history.agent) = (None, None, None, None);
+        (history.distress, history.hurt, history.eased) = (None, None, None);
+        (history.used, history.agent) = (None, None);
         (history.cache, history.total_ram, history.voluntary) = (Bytes::ZERO, None, None);
     }
 
@@ -215,6 +218,7 @@ impl<'a> Vm<'a> {
             self.history.distress = Some((now, Signal::TookBack));
         }
         if let Some((at, signal)) = self.history.distress {
+            self.history.hurt = Some(at);
             if now.millis_since(at) > config.distress_quiet_ms {
                 self.history.distress = None;
             } else if self.has_plenty_since(at, signal, config) {
@@ -228,8 +232,12 @@ impl<'a> Vm<'a> {
         }
         self.history.eased =
             self.history.eased.filter(|at| now.millis_since(*at) <= config.distress_quiet_ms);
+        // What a guest was given, it may be about to use; one that has half of what it holds to spare has freed it.
+        let freed = self.available >= Bytes(actual.0 / 2);
+        let lately = self.history.hurt.is_some_and(|at| now.millis_since(at) <= config.idle_after_ms);
         // One that waited in its pager a moment ago is not asked to give back at once what ended that.
-        self.eased = self.history.eased.is_some() || self.history.exhausted.is_some();
+        self.eased = (self.history.eased.is_some() && !freed) || self.history.exhausted.is_some();
+        self.busy = lately && !freed;
         if self.signal.is_none() {
             self.history.pleas = 0;
         } else if self.fresh {

@@ -28,8 +28,8 @@ pub struct Config {
     /// distress. 20 %: beyond the 15 % of the kernel's own example of a trigger, since a guest that reads much
     /// waits a little at all times.
     pub guest_stall: Ppm,
-    /// What a distressed guest with an agent is given beyond what it uses: as much as it grew in this time, in
-    /// milliseconds, ...
+    /// A guest that will have used up what it has within this time, in milliseconds, at the pace at which it grows, is
+    /// in distress; and it is given what it will use in that time, but no more than half of what it holds at once, ...
     pub demand_ahead_ms: u64,
     /// ... but at least this share of what it holds, so that it need not ask again at once. If it does, twice and four
     /// times that: who is held back shows no growth.
@@ -52,6 +52,9 @@ pub struct Config {
     /// Share of what an idle guest holds above its baseline and its need that goes back each second.
     /// 1/8: a half-life of 5 s. Higher: memory is free sooner for others, and fetched back more often.
     pub idle_share: Ppm,
+    /// A guest that was in distress within this time, in milliseconds, is not taken for idle unless half of what it holds is
+    /// available: what looks idle is on its way to being used. Others who lack memory are given it all the same.
+    pub idle_after_ms: u64,
     /// With more than this share of the budget free, idle guests give back at an eighth of that pace: nobody waits for it,
     /// and what looks idle is page cache that may be read again.
     pub plenty_share: Ppm,
@@ -89,7 +92,7 @@ impl Default for Config {
             guest_swap_rate: Bytes::mib(1),
             guest_stall_rate: 16,
             guest_stall: Ppm(200_000),
-            demand_ahead_ms: 1_000,
+            demand_ahead_ms: 3_000,
             demand_least: Ppm(125_000),
             exhausted_share: Ppm(125_000),
             exhausted_least: Bytes::mib(8),
@@ -98,6 +101,7 @@ impl Default for Config {
             stats_max_age_ms: 5_000,
             agent_max_age_ms: 3_000,
             idle_share: Ppm(125_000),
+            idle_after_ms: 10_000,
             plenty_share: Ppm(125_000),
             relax_share: Ppm(125_000),
             slack_share: Ppm(62_500),

@@ -9,7 +9,7 @@
 //! it was given up (refaults, from the agent). The rest is spare.
 
 use plimsoll_model::{AgentStats, GuestStats, Signal, Source};
-use plimsoll_units::{Bytes, MonoTime, PAGE_SIZE};
+use plimsoll_units::{Bytes, MonoTime, PAGE_SIZE, Ppm};
 use serde::{Deserialize, Serialize};
 
 use crate::assess::Vm;
@@ -37,7 +37,10 @@ const MOST_COMMITTED: Bytes = Bytes(1 << 52);
 const PATIENT_TICKS: u32 = 3;
 
 /// Growth below this, in a second, is slow enough for the margin.
-const GROWING: Bytes = Bytes::mib(8);
+const GROWING: Bytes = Bytes::mib(2);
+
+/// No guest is given more at once than this share of what it holds, however fast it grew between two reports.
+const MOST_AT_ONCE: Ppm = Ppm(500_000);
 
 /// What a guest is given at least is doubled so often at most: from an eighth of what it holds to half of that.
 const MOST_DOUBLINGS: u32 = 2;
@@ -194,7 +197,7 @@ impl Vm<'_> {
         // A guest that is held back shows no slope. If it still pleads, what it was given was too little: give twice that.
         let doublings = self.history.pleas.saturating_sub(1).min(MOST_DOUBLINGS);
         let least = config.demand_least.of(self.sample.actual.0).scale(1 << doublings, 1);
-        let growth = ahead.max(least);
+        let growth = ahead.min(MOST_AT_ONCE.of(self.sample.actual.0)).max(least);
         used.bytes.plus(growth).max(need).pages_ceil().bytes().min(maxmem)
     }
 }

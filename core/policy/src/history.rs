@@ -45,6 +45,8 @@ pub(crate) struct VmHistory {
     pub(crate) voluntary: Option<Voluntary>,
     /// The last sign of distress.
     pub(crate) distress: Option<(MonoTime, Signal)>,
+    /// When the last sign of distress was.
+    pub(crate) hurt: Option<MonoTime>,
     /// The sign of distress that was over before its quiet time was.
     pub(crate) eased: Option<MonoTime>,
     /// In how many reports in a row it was in distress: what it was given was not enough.
@@ -98,6 +100,7 @@ impl VmHistory {
             total_ram: None,
             voluntary: None,
             distress: None,
+            hurt: None,
             eased: None,
             pleas: 0,
             exhausted: None,

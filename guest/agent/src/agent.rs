@@ -129,7 +129,7 @@ impl Agent {
         }
         let regular_ms =
             self.last_report_ms.map_or(0, |last| last.saturating_add(u64::from(self.interval_ms)));
-        self.next_look_ms = now_ms.saturating_add(Watch::pause_ms(&stats)).min(regular_ms.max(now_ms));
+        self.next_look_ms = now_ms.saturating_add(self.watch.pause_ms(&stats)).min(regular_ms.max(now_ms));
         Ok(())
     }
 

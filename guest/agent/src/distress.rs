@@ -57,6 +57,10 @@ const REFAULTS: u64 = 64;
 
 /// The least and the most time between two looks.
 pub(crate) const LOOK_MS: std::ops::RangeInclusive<u64> = 100..=250;
+/// Looks at a guest in which nothing happens lie at least so far apart, however little is left in it.
+const QUIET_MS: u64 = 200;
+/// In such a guest what is available moves by less than this in a window.
+const QUIET: Bytes = Bytes::mib(1);
 /// No guest is expected to fill its memory faster than this in a second.
 const FASTEST_FILL: Bytes = Bytes::mib(200);
 
@@ -137,9 +141,17 @@ impl Watch {
 
     /// When to look again, in milliseconds: before programs could have used up what is left, as far as the bounds allow.
     /// Looking costs little, but dozens of guests on a host that look ten times a second cost some.
-    pub(crate) fn pause_ms(stats: &AgentStats) -> u64 {
+    pub(crate) fn pause_ms(&self, stats: &AgentStats) -> u64 {
+        let least = if self.is_quiet() { QUIET_MS } else { *LOOK_MS.start() };
         let left = stats.available.unwrap_or_default().minus(margin(stats));
-        left.scale(1000, FASTEST_FILL.0).0.clamp(*LOOK_MS.start(), *LOOK_MS.end())
+        left.scale(1000, FASTEST_FILL.0).0.clamp(least, *LOOK_MS.end())
+    }
+
+    /// Whether what is available has hardly moved in this window.
+    fn is_quiet(&self) -> bool {
+        let seen = || self.recent.iter().filter_map(|(_, stats)| stats.available);
+        let (Some(least), Some(most)) = (seen().min(), seen().max()) else { return false };
+        self.since.is_none() && self.recent.len() > 1 && most.minus(least) < QUIET
     }
 
     /// Whether the signs are to be told now.
@@ -266,10 +278,21 @@ mod test {
 
     #[test]
     fn with_little_left_it_looks_more_often() {
-        assert_eq!(Watch::pause_ms(&with(1024, 900)), 250);
-        assert_eq!(Watch::pause_ms(&with(1024, 32 + 40)), 200);
-        assert_eq!(Watch::pause_ms(&with(1024, 10)), 100);
-        assert_eq!(Watch::pause_ms(&AgentStats::default()), 100);
+        let pause = |looks: &[u64]| {
+            let mut watch = Watch::new();
+            let last = looks.iter().enumerate().map(|(n, available)| {
+                let stats = with(1024, *available);
+                watch.look(u64::try_from(n).unwrap() * 100, &stats, 60_000, false);
+                watch.pause_ms(&stats)
+            });
+            last.last().unwrap()
+        };
+        assert_eq!(pause(&[900]), 250);
+        assert_eq!(pause(&[900, 32 + 40]), 200);
+        assert_eq!(pause(&[900, 42]), 100);
+        assert_eq!(pause(&[42, 42]), 200, "nothing happens in it");
+        assert_eq!(pause(&[10, 10]), 100, "it is short");
+        assert_eq!(Watch::new().pause_ms(&AgentStats::default()), 100);
     }
 
     #[test]

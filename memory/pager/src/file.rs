@@ -1,11 +1,11 @@
 //! The file that is the guest's memory. It is never mapped here: reading a hole through a mapping would fill it.
 
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use plimsoll_frames::SpaceKey;
 use plimsoll_units::{Bytes, PAGE_SIZE, PageCount};
-use rustix::fs::{FallocateFlags, SeekFrom, Stat};
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use crate::StartError;
@@ -20,10 +20,11 @@ const TRIES: usize = 64;
 /// Pages of the guest's memory, counted from the beginning of the file.
 pub(crate) type Pages = Range<u64>;
 
-/// Guest memory, by its descriptor.
+/// Guest memory, by a descriptor of its own where /proc is there.
 ///
-/// The VMM has the same open file and can do to it what it likes: shrink it (if it is not sealed), fill it, change its flags. Then
-/// calls here fail or find something else, and its own guest suffers.
+/// The VMM has the file too and can do to it what it likes: fill it, or shrink it if it is not sealed. Then calls here find something
+/// else or fail, and its own guest suffers. What came from it is the same *open file*, though, with one position and one
+/// set of flags; a VMM that reads from it into memory that is missing would hold lseek(2) up here for ever.
 #[derive(Debug)]
 pub(crate) struct GuestFile {
     fd: OwnedFd,
@@ -39,8 +40,9 @@ impl GuestFile {
         if found != TMPFS {
             return Err(StartError::FileSystem { found });
         }
-        let size = size_of(&rustix::fs::fstat(&fd).map_err(failed("size"))?);
-        Ok(Self { fd, pages: Bytes(size).pages_floor().0 })
+        let stat = rustix::fs::fstat(&fd).map_err(failed("size"))?;
+        let fd = opened_anew(&fd, &stat).unwrap_or(fd);
+        Ok(Self { fd, pages: Bytes(size_of(&stat)).pages_floor().0 })
     }
 
     /// What the ledger knows it by.
@@ -119,6 +121,15 @@ impl GuestFile {
     pub(crate) fn write(&self, page: u64, from: &[u8]) -> Result<usize, Errno> {
         again(|| rustix::io::pwrite(&self.fd, from, page.saturating_mul(PAGE_SIZE)))
     }
+}
+
+/// The same file in an open file of its own; `None` where that is not allowed.
+fn opened_anew(fd: &OwnedFd, stat: &Stat) -> Option<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let own = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    let same = rustix::fs::fstat(&own).ok()?;
+    ((same.st_dev, same.st_ino) == (stat.st_dev, stat.st_ino)).then_some(own)
 }
 
 fn size_of(stat: &Stat) -> u64 {
@@ -212,6 +223,19 @@ pub(crate) mod test {
         assert!(!file.has(5).unwrap());
         assert_eq!(file.read(5, &mut [0; 4096]).unwrap(), 0);
         file.punch(&(5..6)).unwrap();
+    }
+
+    #[test]
+    fn what_a_vmm_does_to_its_open_file_does_not_matter() {
+        let fd = rustix::fs::memfd_create("plimsoll-test", MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&fd, 8 * PAGE_SIZE).unwrap();
+        let file = GuestFile::new(fd.try_clone().unwrap()).unwrap();
+        // With this flag a write goes to the end, wherever it was meant for (pwrite(2), "BUGS").
+        rustix::fs::fcntl_setfl(&fd, OFlags::APPEND).unwrap();
+        rustix::fs::seek(&fd, SeekFrom::Start(99)).unwrap();
+        file.write(1, &[7; 4096]).unwrap();
+        assert_eq!((file.next_data(0).unwrap(), file.size().unwrap()), (Some(1), 8 * PAGE_SIZE));
+        assert_eq!(rustix::fs::tell(&fd).unwrap(), 99);
     }
 
     #[test]

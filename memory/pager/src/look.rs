@@ -14,15 +14,18 @@ use plimsoll_units::{PAGE_SIZE, PAGES_PER_FRAME};
 
 use crate::file::Pages;
 use crate::punch::pieces;
-use crate::shared::{Shared, State, after, bump};
+use crate::shared::{Later, Shared, State, after, bump};
 use crate::status::PagerEvent;
 
 /// Pages asked for in one go, with the lock held: at worst 2048 holes, a millisecond.
 const PIECE: u64 = 4 * PAGES_PER_FRAME;
 /// Messages of a VMM read in one go.
 const MESSAGES: usize = 256;
-/// When to look where something was just changing: a call to the kernel takes less.
+/// When to look where something was just changing: a call to the kernel takes less, mostly. If nothing has changed by then,
+/// ten times as long.
 const LATER: Duration = Duration::from_millis(10);
+/// Longer than this nobody takes for a call.
+const TOO_LATE: Duration = Duration::from_secs(1);
 /// Places to look at later; with more of them, everywhere is looked.
 const MOST_LATER: usize = 256;
 
@@ -61,20 +64,30 @@ impl<W: AsRef<[AtomicU64]>> Shared<W> {
             let gone = before.0.saturating_sub(state.ledger.residency().resident.0);
             state.hints.gone = state.hints.gone.saturating_add(gone);
             if tally.arriving.0 > 0 {
-                self.look_later(&mut state, piece);
+                self.look_later(&mut state, piece, LATER);
             }
             self.settle(state);
         }
     }
 
-    /// Looks there again in a moment.
-    fn look_later(&self, state: &mut State<W>, pages: Pages) {
+    /// Looks there again after a while.
+    fn look_later(&self, state: &mut State<W>, pages: Pages, wait: Duration) {
         if state.look.later.len() < MOST_LATER {
-            state.look.later.push_back((after(LATER), pages));
+            state.look.later.push(Later { at: after(wait), pages, wait });
         } else {
             state.look.everywhere = true;
         }
         self.work.notify_one();
+    }
+
+    /// Looks where somebody was about to make holes, and once more if there are still none: he may not have come to it.
+    pub(crate) fn look_now(&self, later: Later) {
+        let untouched = self.file.next_hole(later.pages.start).is_ok_and(|hole| hole >= later.pages.end);
+        let wait = later.wait.saturating_mul(10);
+        if untouched && wait <= TOO_LATE {
+            return self.look_later(&mut self.lock(), later.pages, wait);
+        }
+        self.look_for_holes(&later.pages);
     }
 
     /// The VMM gives memory back and waits until this was read: the hole is made only then.
@@ -85,7 +98,7 @@ impl<W: AsRef<[AtomicU64]>> Shared<W> {
             return;
         };
         let mut state = self.lock();
-        self.look_later(&mut state, first..last.saturating_add(1));
+        self.look_later(&mut state, first..last.saturating_add(1), LATER);
     }
 
     /// Hears what the VMM has to say, if anything.

@@ -18,6 +18,7 @@ use crate::mapping::Mapping;
 use crate::pins::{Pinned, pin};
 use crate::shared::{Settings, Shared, State, after};
 use crate::status::{PagerEvent, PagerStatus, Stalled, SweepReport, SweepStatus};
+use crate::sweep::SweepDepth;
 use crate::{Config, PinError, ResetError, StartError};
 
 /// What a pager works with. All of it outlives the pager: the keeper has copies.
@@ -37,7 +38,9 @@ pub struct Parts<W> {
 
 /// Serves the faults of one guest's memory. See the crate's documentation.
 ///
-/// Dropped, it stops its threads; whoever waits for memory goes on waiting, as after a crash, for the next pager.
+/// Dropped, it stops its threads; whoever waits for memory goes on waiting, as after a crash, for the next pager. (A VMM that makes
+/// the userfaultfd block can keep a thread in read(2), and whoever drops the pager with it: a process that has to end does not
+/// drop it, it ends.)
 pub struct Pager<W: AsRef<[AtomicU64]> + Send + 'static> {
     shared: Arc<Shared<W>>,
     threads: Vec<JoinHandle<()>>,
@@ -120,15 +123,27 @@ impl<W: AsRef<[AtomicU64]> + Send + 'static> Pager<W> {
         }
     }
 
-    /// Sweeps all the guest's memory once, and waits for the end of it; `None` if it does not end in time.
+    /// Looks at every page of the guest once, takes those that are empty, and waits for the end of it; `None` if it does not end in
+    /// time. Without patience it only asks for it. Others who ask at the same time get the same sweep.
     pub fn sweep(&self, patience: Duration) -> Option<SweepReport> {
+        self.sweep_as(SweepDepth::Pages, patience)
+    }
+
+    /// The same for frames of 2 MiB that are empty as a whole: quick, and what is in use stays in one piece.
+    pub fn sweep_frames(&self, patience: Duration) -> Option<SweepReport> {
+        self.sweep_as(SweepDepth::WholeFrames, patience)
+    }
+
+    fn sweep_as(&self, depth: SweepDepth, patience: Duration) -> Option<SweepReport> {
         let mut state = self.shared.lock();
+        // The closest look that any of those wants who ask at the same time.
+        state.sweep.depth = state.sweep.depth.max(Some(depth));
         state.sweep.asked = state.sweep.asked.saturating_add(1);
         let ticket = state.sweep.asked;
         self.shared.work.notify_one();
         let deadline = after(patience);
         let mut go_on = true;
-        while state.sweep.done < ticket && go_on {
+        while state.sweep.done < ticket && go_on && !self.shared.gone.load(Ordering::Acquire) {
             (state, go_on) = self.shared.watch(state, deadline);
         }
         if state.sweep.done >= ticket { state.sweep.last } else { None }

@@ -66,9 +66,9 @@ pub(crate) fn pin<W: AsRef<[AtomicU64]>>(
                 state = shared.lock();
                 continue;
             }
-            Answer::Wake => continue,
             Answer::InHand => patience,
-            Answer::Refused => SOON.min(patience),
+            // The ledger and the file disagree, and the file does not answer: nothing to go round and round for.
+            Answer::Wake | Answer::Refused => SOON.min(patience),
             Answer::Full => {
                 state.starving = state.starving.saturating_add(1);
                 shared.work.notify_one();

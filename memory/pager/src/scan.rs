@@ -13,6 +13,8 @@ use crate::{Scrub, StartError};
 
 /// Bytes read at once: few system calls, and little enough to be still in the cache when looked at.
 const PIECE: usize = 256 << 10;
+/// Bytes read at first where one page that holds something else is enough to know.
+const FIRST_PIECE: usize = 32 << 10;
 /// Bytes of a page that are looked at before it may be given up.
 const STRIDE: usize = 512;
 /// Runs with gaps of at most so many pages between them are protected as one.
@@ -67,23 +69,43 @@ impl Scanner {
     ) -> Result<(), Errno> {
         let mut at = within.start;
         while at < within.end {
-            let wanted = within.end.saturating_sub(at).saturating_mul(PAGE_SIZE);
-            let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).min(PIECE);
-            let room = self.buffer.get_mut(..wanted).unwrap_or_default();
-            let read = file.read(at, room)?;
-            let (pages, _rest) = self.buffer.get(..read).unwrap_or_default().as_chunks::<PAGE_BYTES>();
+            let word = self.scrub.word();
+            let pages = self.read(file, &(at..within.end), PIECE)?;
             if pages.is_empty() {
                 // The file ends here: somebody cut it.
                 return Ok(());
             }
             for page in pages {
-                if holds(page, self.scrub.word()) {
+                if holds(page, word) {
                     push(out, at);
                 }
                 at = at.saturating_add(1);
             }
         }
         Ok(())
+    }
+
+    /// Whether all of these pages hold the pattern. Reads little where they do not.
+    pub(crate) fn is_all_empty(&mut self, file: &GuestFile, pages: &Pages) -> Result<bool, Errno> {
+        let (mut at, mut piece) = (pages.start, FIRST_PIECE);
+        while at < pages.end {
+            let word = self.scrub.word();
+            let read = self.read(file, &(at..pages.end), piece)?;
+            if read.is_empty() || !read.iter().all(|page| holds(page, word)) {
+                return Ok(false);
+            }
+            at = at.saturating_add(u64::try_from(read.len()).unwrap_or(u64::MAX));
+            piece = PIECE;
+        }
+        Ok(true)
+    }
+
+    /// Reads pages from the first of these on, as many as fit into `most` bytes.
+    fn read(&mut self, file: &GuestFile, pages: &Pages, most: usize) -> Result<&[[u8; PAGE_BYTES]], Errno> {
+        let wanted = pages.end.saturating_sub(pages.start).saturating_mul(PAGE_SIZE);
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).min(most);
+        let read = file.read(pages.start, self.buffer.get_mut(..wanted).unwrap_or_default())?;
+        Ok(self.buffer.get(..read).unwrap_or_default().as_chunks().0)
     }
 }
 
@@ -168,7 +190,9 @@ mod test {
             let before = file.allocated().unwrap();
             let (scrub, wanted): (_, &[u8]) = if zero { (Scrub::ZERO, &[0, 1]) } else { (PATTERN, &[2]) };
             let right: Vec<u64> = (0..).zip(&kinds).filter(|(page, kind)| *page >= start && wanted.contains(kind)).map(|(page, _)| page).collect();
-            prop_assert_eq!(found(&file, scrub, start..pages), right);
+            prop_assert_eq!(found(&file, scrub, start..pages), right.clone());
+            let all = Scanner::new(scrub).is_all_empty(&file, &(start..pages)).unwrap();
+            prop_assert_eq!(u64::try_from(right.len()).unwrap() == pages - start, all);
             prop_assert_eq!(file.allocated().unwrap(), before, "scanning filled holes");
         }
 
@@ -190,5 +214,7 @@ mod test {
     fn a_file_that_ends_early_is_read_to_its_end() {
         let file = memory(10);
         assert_eq!(found(&file, Scrub::ZERO, 8..300), [8, 9]);
+        assert!(Scanner::new(Scrub::ZERO).is_all_empty(&file, &(8..10)).unwrap());
+        assert!(!Scanner::new(Scrub::ZERO).is_all_empty(&file, &(8..11)).unwrap());
     }
 }

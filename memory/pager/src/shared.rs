@@ -1,6 +1,5 @@
 //! What the threads of a pager share.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use crate::file::{GuestFile, Pages};
 use crate::fill::Filler;
 use crate::mapping::Mapping;
 use crate::status::{FaultCounters, HintCounters, PagerEvent, SweepReport};
+use crate::sweep::SweepDepth;
 use crate::waiting::Waiting;
 use crate::{AroundDiscard, Scrub};
 
@@ -64,6 +64,8 @@ pub(crate) struct Sweeping {
     /// Whole sweeps asked for, and how many of them are done.
     pub(crate) asked: u64,
     pub(crate) done: u64,
+    /// How closely the next one of them is to look.
+    pub(crate) depth: Option<SweepDepth>,
     /// Not before: the last sweep for a waiting guest found too little to be worth its time.
     pub(crate) not_before: Option<Instant>,
     /// Pages populated since the ledger was formatted, when that sweep ended.
@@ -81,8 +83,17 @@ pub(crate) struct Sweeping {
 pub(crate) struct Look {
     /// Everywhere, at once.
     pub(crate) everywhere: bool,
-    /// At these pages, from then on.
-    pub(crate) later: VecDeque<(Instant, Pages)>,
+    /// At some pages, later.
+    pub(crate) later: Vec<Later>,
+}
+
+/// Where to look later.
+#[derive(Clone, Debug)]
+pub(crate) struct Later {
+    pub(crate) at: Instant,
+    pub(crate) pages: Pages,
+    /// How long it was waited this time.
+    pub(crate) wait: Duration,
 }
 
 impl<W: AsRef<[AtomicU64]>> State<W> {

@@ -105,7 +105,7 @@ pub struct SweepStatus {
 /// What a sweep came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SweepReport {
-    /// Pages looked at.
+    /// Pages looked at, if only to see that their frame is in use.
     pub looked: u64,
     /// Pages taken.
     pub pages: u64,

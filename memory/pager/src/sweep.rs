@@ -8,6 +8,10 @@
 //!   its helper                                                       punch -> discarded -> lift, wake
 //! ```
 //!
+//! **Whole frames first.** A frame that is taken in pieces comes back in pieces, and never as a huge page. So for a guest that
+//! waits, frames without anything in them are looked for first; that is quick, since a frame is left at the first page with something
+//! in it. Only if that makes no room, single pages are looked for.
+//!
 //! The first look keeps protection away from pages that are in use: to protect a page the kernel takes a huge mapping apart, and
 //! whoever writes to it waits. While nearly all that is looked at is empty, it is left out. Only the second look counts. A chunk is
 //! protected as long as it takes to look at 8 MiB and to punch twice as much: some milliseconds.
@@ -38,6 +42,15 @@ const LONG: Duration = Duration::from_millis(100);
 /// When to lift protection again that could not be lifted.
 const LIFT_AGAIN: Duration = Duration::from_millis(10);
 
+/// How closely a sweep looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum SweepDepth {
+    /// At frames of 2 MiB: those are taken of which all pages are empty. Quick, and huge pages that are in use stay whole.
+    WholeFrames,
+    /// At every page.
+    Pages,
+}
+
 /// What is to be done with a chunk that has been looked at.
 #[derive(Debug)]
 struct Job {
@@ -49,6 +62,7 @@ struct Job {
 struct Pass<'a, W> {
     shared: &'a Shared<W>,
     scanner: &'a mut Scanner,
+    depth: SweepDepth,
     goal: u64,
     report: SweepReport,
     /// Nearly all of the last chunk was empty.
@@ -63,7 +77,7 @@ struct Pass<'a, W> {
 
 impl<W: AsRef<[AtomicU64]> + Send> Shared<W> {
     /// Sweeps until `goal` pages were taken, or everything was looked at.
-    pub(crate) fn sweep(&self, scanner: &mut Scanner, goal: u64) -> SweepReport {
+    pub(crate) fn sweep(&self, scanner: &mut Scanner, depth: SweepDepth, goal: u64) -> SweepReport {
         let began = Instant::now();
         let mut state = self.lock();
         state.sweep.running = true;
@@ -77,7 +91,8 @@ impl<W: AsRef<[AtomicU64]> + Send> Shared<W> {
             let _ = std::thread::Builder::new().name("pod-punch".to_owned()).spawn_scoped(scope, helper);
             let report = SweepReport::default();
             let (sure, pending, lifted) = (false, 0, true);
-            let mut pass = Pass { shared: self, scanner, goal, report, sure, jobs, done, pending, lifted };
+            let mut pass =
+                Pass { shared: self, scanner, depth, goal, report, sure, jobs, done, pending, lifted };
             pass.run();
             pass.report
         });
@@ -233,7 +248,31 @@ impl<W: AsRef<[AtomicU64]> + Send> Pass<'_, W> {
     /// The first look: pages that are empty now, and may be written to.
     fn look(&mut self, chunk: &[Pages]) -> Vec<Pages> {
         self.report.looked = self.report.looked.saturating_add(count(chunk).0);
-        self.empty_of(chunk)
+        match self.depth {
+            SweepDepth::Pages => self.empty_of(chunk),
+            SweepDepth::WholeFrames => self.empty_frames(chunk),
+        }
+    }
+
+    /// What of a chunk lies in frames of which all is empty.
+    fn empty_frames(&mut self, chunk: &[Pages]) -> Vec<Pages> {
+        let frames = chunk.iter().flat_map(|run| pieces(run, PAGES_PER_FRAME));
+        let mut empty: Vec<Pages> = Vec::new();
+        // The last frame with something in it.
+        let mut full = None;
+        for piece in frames {
+            let frame = piece.start / PAGES_PER_FRAME;
+            if full == Some(frame) {
+                continue;
+            }
+            if self.scanner.is_all_empty(&self.shared.file, &piece) == Ok(true) {
+                empty.push(piece);
+            } else {
+                full = Some(frame);
+                empty.retain(|run| run.start / PAGES_PER_FRAME != frame);
+            }
+        }
+        empty
     }
 
     fn empty_of(&mut self, runs: &[Pages]) -> Vec<Pages> {
@@ -252,9 +291,12 @@ impl<W: AsRef<[AtomicU64]> + Send> Pass<'_, W> {
         // If not all of it is protected, nothing of it counts; what is gets lifted with the rest.
         let empty = if sound { self.empty_of(&pages) } else { Vec::new() };
         let extents: Vec<Extent> = empty.iter().map(|run| self.shared.extent(run)).collect();
-        let need = PageCount(self.goal.saturating_sub(self.report.pages));
+        let need = match self.depth {
+            SweepDepth::Pages => self.goal.saturating_sub(self.report.pages),
+            SweepDepth::WholeFrames => 0,
+        };
         let mut discards = Vec::new();
-        let tally = self.shared.lock().ledger.swept(&extents, need, &mut discards);
+        let tally = self.shared.lock().ledger.swept(&extents, PageCount(need), &mut discards);
         self.report.pages = self.report.pages.saturating_add(tally.pages.0);
         self.report.frames = self.report.frames.saturating_add(tally.frames);
         (Job { protected, discards }, count(&empty))

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use plimsoll_units::{Bytes, PAGES_PER_FRAME};
 
-use crate::file::Pages;
 use crate::scan::Scanner;
-use crate::shared::{Shared, State, after};
+use crate::shared::{Later, Shared, State, after};
 use crate::status::SweepReport;
+use crate::sweep::SweepDepth;
 
 /// How often it is tried again for who waits, whatever happens: pages are filled with zeros without anybody telling.
 const TICK: Duration = Duration::from_secs(1);
@@ -25,14 +25,14 @@ const GOAL: (Bytes, Bytes) = (Bytes::mib(2), Bytes::mib(64));
 const GOAL_PART: u64 = 16;
 
 /// What there is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum Task {
     /// Lift what could not be lifted.
     Lift,
     /// See what memory there is.
     LookEverywhere,
     /// See whether there are holes.
-    Look(Pages),
+    Look(Later),
     /// Sweep everything: it was asked for.
     Sweep,
     /// Sweep until there is enough for who waits.
@@ -42,7 +42,7 @@ enum Task {
 }
 
 /// When there is something to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum Due {
     Now(Task),
     At(Instant),
@@ -59,7 +59,7 @@ impl<W: AsRef<[AtomicU64]> + Send> Shared<W> {
                     self.lift_leftover();
                 }
                 Task::LookEverywhere => self.correct_everywhere(),
-                Task::Look(pages) => self.look_for_holes(&pages),
+                Task::Look(later) => self.look_now(later),
                 Task::Sweep => self.sweep_for_askers(&mut scanner),
                 Task::Relieve => self.relieve(&mut scanner),
                 Task::Serve => self.nudge.poke(),
@@ -93,13 +93,11 @@ impl<W: AsRef<[AtomicU64]> + Send> Shared<W> {
         }
         let mut next: Option<Instant> = None;
         let mut at = |then: Instant| next = Some(next.map_or(then, |next| next.min(then)));
-        if let Some((then, _)) = state.look.later.front() {
-            if *then > now {
-                at(*then);
-            } else if let Some((_, pages)) = state.look.later.pop_front() {
-                return Due::Now(Task::Look(pages));
-            }
+        // There are few of them.
+        if let Some(due) = state.look.later.iter().position(|later| later.at <= now) {
+            return Due::Now(Task::Look(state.look.later.swap_remove(due)));
         }
+        state.look.later.iter().for_each(|later| at(later.at));
         if let Some(then) = state.sweep.lift_at {
             if then <= now {
                 state.sweep.lift_at = None;
@@ -151,7 +149,12 @@ impl<W: AsRef<[AtomicU64]> + Send> Shared<W> {
 
     fn relieve(&self, scanner: &mut Scanner) {
         let goal = self.goal(&self.lock());
-        let report = self.sweep(scanner, goal);
+        let mut report = self.sweep(scanner, SweepDepth::WholeFrames, goal);
+        if report.pages < goal && self.is_without_room() {
+            let elapsed = report.elapsed;
+            report = self.sweep(scanner, SweepDepth::Pages, goal);
+            report.elapsed = report.elapsed.saturating_add(elapsed);
+        }
         let mut state = self.lock();
         state.sweep.not_before = rest_after(&report, goal).map(after);
         state.sweep.populated = state.populated();
@@ -161,10 +164,18 @@ impl<W: AsRef<[AtomicU64]> + Send> Shared<W> {
         }
     }
 
+    /// Whether somebody still waits, and there is no room.
+    fn is_without_room(&self) -> bool {
+        let state = self.lock();
+        state.is_short() && (state.ledger.residency().room().0 == 0 || !state.may_ask())
+    }
+
     fn sweep_for_askers(&self, scanner: &mut Scanner) {
         // One sweep is for all who asked before it began.
-        let asked = self.lock().sweep.asked;
-        self.sweep(scanner, u64::MAX);
+        let mut state = self.lock();
+        let (asked, depth) = (state.sweep.asked, state.sweep.depth.take());
+        drop(state);
+        self.sweep(scanner, depth.unwrap_or(SweepDepth::Pages), u64::MAX);
         let mut state = self.lock();
         state.sweep.done = asked;
         self.settle(state);

@@ -173,6 +173,12 @@ impl Served {
         until(|| self.audit().unwrap() == PageCount(0));
     }
 
+    /// Waits until pages that were touched are no longer on their way: who touches them may be quicker than the answer.
+    #[track_caller]
+    pub(crate) fn settled(&self, first: u64, pages: u64) {
+        drop(self.pin(first, first + pages, PATIENCE).unwrap());
+    }
+
     pub(crate) fn resident(&self) -> u64 {
         self.status().residency.resident.0
     }

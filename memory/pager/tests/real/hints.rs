@@ -13,21 +13,25 @@ use crate::fixture::{Dice, Guest, Served, goes_on, target, until, waits};
 
 /// A pager that listens to a VMM, and the VMM's end.
 fn listening(guest: &Guest, frames: u64) -> (Served, OwnedFd) {
+    listening_with(guest, frames, &Config::new(HugePages::Never))
+}
+
+pub(crate) fn listening_with(guest: &Guest, frames: u64, config: &Config) -> (Served, OwnedFd) {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (vmm, ours) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
     let mut parts = guest.parts();
     parts.hints = Some(VmmSocket::from(ours));
-    let served = Served::start(parts, &Config::new(HugePages::Never));
+    let served = Served::start(parts, config);
     served.set_target(target(frames * PAGES_PER_FRAME));
     (served, vmm)
 }
 
-fn says(vmm: &OwnedFd, message: &[u8]) {
+pub(crate) fn says(vmm: &OwnedFd, message: &[u8]) {
     rustix::net::send(vmm, message, SendFlags::NOSIGNAL).unwrap();
 }
 
-fn punched(first: u64, pages: u64, lost: u64) -> ToPager {
+pub(crate) fn punched(first: u64, pages: u64, lost: u64) -> ToPager {
     ToPager::Punched { extent: Extent { offset: first * PAGE_SIZE, length: pages * PAGE_SIZE }, lost }
 }
 

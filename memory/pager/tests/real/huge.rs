@@ -4,10 +4,11 @@ use std::os::fd::OwnedFd;
 
 use plimsoll_pager::Config;
 use plimsoll_testbed::skip::skip;
-use plimsoll_uffd::{Features, HugePages};
+use plimsoll_uffd::{Features, HostRange, HugePages, Woken};
 use plimsoll_units::{FRAME_SIZE, PAGES_PER_FRAME, Ppm};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::pipe::SpliceFlags;
 
 use crate::fixture::{Dice, Guest, PATIENCE, goes_on};
 
@@ -78,6 +79,7 @@ fn huge_pages_that_are_in_use_are_not_taken_apart_by_a_sweep() {
     let served = guest.served_by(8, &Config::new(HugePages::Always));
     goes_on(&guest.writes(0, 4 * PAGES_PER_FRAME));
     goes_on(&guest.reads(4 * PAGES_PER_FRAME, 4 * PAGES_PER_FRAME));
+    served.settled(0, guest.pages());
     let before = mapped_huge(&guest);
     let report = served.sweep(PATIENCE).expect("it ends");
     assert_eq!(report.frames, 4);
@@ -105,6 +107,53 @@ fn pieces_of_huge_pages_are_given_back_or_said_not_to_be() {
 }
 
 #[test]
+fn a_huge_page_that_cannot_be_split_is_not_taken_for_given_back() {
+    let test = "a_huge_page_that_cannot_be_split_is_not_taken_for_given_back";
+    let Some(guest) = guest(test, 1) else { return };
+    let served = guest.served_by(1, &Config::new(HugePages::Always));
+    goes_on(&guest.writes(200, 1));
+    served.settled(0, PAGES_PER_FRAME);
+    if mapped_huge(&guest) == 0 {
+        return skip(test, "the kernel had no huge page to give just now");
+    }
+    // Somebody holds a page of it.
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let mut from = 10 * 4096;
+    let held =
+        rustix::pipe::splice(&guest.memory, Some(&mut from), &writer, None, 4096, SpliceFlags::empty());
+    assert_eq!(held, Ok(4096));
+    served.sweep(PATIENCE).expect("it ends");
+    assert_eq!(guest.allocated(), PAGES_PER_FRAME, "it could be split after all");
+    assert_eq!(served.resident(), PAGES_PER_FRAME);
+    served.agree();
+    assert_eq!(rustix::io::read(&reader, &mut [0; 4096]), Ok(4096));
+    served.sweep(PATIENCE).expect("it ends");
+    assert_eq!((guest.allocated(), served.resident()), (1, 1));
+    guest.verify_writes(200, 1);
+    served.agree();
+}
+
+#[test]
+fn what_somebody_put_there_unseen_is_not_written_over() {
+    let Some(guest) = guest("what_somebody_put_there_unseen_is_not_written_over", 3) else { return };
+    let served = guest.served_by(3, &Config::new(HugePages::Always));
+    for page in [0, PAGES_PER_FRAME + 5] {
+        let address = guest.range().start() + page * 4096;
+        let one = HostRange::new(address, 4096).unwrap();
+        assert_eq!(guest.uffd.zeropage(one, Woken::Yes).unwrap().stopped, None);
+        goes_on(&guest.thread(move |map| map.write(page, 0, u64::from_ne_bytes([7; 8]))));
+    }
+    assert_eq!((guest.allocated(), served.resident()), (2, 0));
+    goes_on(&guest.writes(300, 1));
+    goes_on(&guest.writes(PAGES_PER_FRAME + 300, 1));
+    let sevens = u64::from_ne_bytes([7; 8]);
+    let found = guest.thread(|map| [map.read(0, 0), map.read(PAGES_PER_FRAME + 5, 0)]);
+    assert_eq!(goes_on(&found), [sevens, sevens]);
+    served.settled(0, guest.pages());
+    served.agree();
+}
+
+#[test]
 fn many_threads_race_for_huge_pages_and_lose_nothing() {
     let Some(guest) = guest("many_threads_race_for_huge_pages_and_lose_nothing", 16) else { return };
     let served = guest.served_by(16, &Config::new(HugePages::Always));
@@ -128,7 +177,7 @@ fn many_threads_race_for_huge_pages_and_lose_nothing() {
         });
         assert_eq!(goes_on(&lost), None);
         served.reset(PATIENCE).unwrap();
-        assert_eq!(guest.allocated(), 0);
+        // A fault may still be answered of a thread that did not have to wait after all.
+        served.agree();
     }
-    served.agree();
 }

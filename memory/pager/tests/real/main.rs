@@ -24,3 +24,5 @@ mod pins;
 mod race;
 #[cfg(test)]
 mod sweeps;
+#[cfg(test)]
+mod wakes;

@@ -24,7 +24,8 @@ fn a_full_file_system_makes_the_guest_wait_until_there_is_space() {
     assert!(matches!(errno, Errno::NOSPC | Errno::NOMEM), "{errno}");
     waits(&writer);
     served.no_event();
-    assert!(served.status().faults.refused > 0);
+    // Tried again now and then, not all the time.
+    assert!((1..50).contains(&served.status().faults.refused), "{:?}", served.status().faults);
     // Somebody gives back what nobody tells of; it is tried again all the same.
     guest.punch(0, 400);
     goes_on(&writer);

@@ -15,6 +15,7 @@ fn zero_frames_are_taken_whole_and_the_rest_is_left() {
     let Some(guest) = Guest::new("zero_frames_are_taken_whole_and_the_rest_is_left", 8) else { return };
     let served = guest.served(8);
     goes_on(&guest.reads(0, guest.pages()));
+    served.settled(0, guest.pages());
     goes_on(&guest.writes(2 * PAGES_PER_FRAME, 2 * PAGES_PER_FRAME));
     goes_on(&guest.thread(|map| map.write(7 * PAGES_PER_FRAME + 511, WORDS - 1, 1)));
     let report = served.sweep(PATIENCE).expect("it ends");
@@ -35,10 +36,31 @@ fn zero_frames_are_taken_whole_and_the_rest_is_left() {
 }
 
 #[test]
+fn a_quick_sweep_takes_frames_and_splits_none() {
+    let Some(guest) = Guest::new("a_quick_sweep_takes_frames_and_splits_none", 8) else { return };
+    let served = guest.served(8);
+    goes_on(&guest.reads(0, guest.pages()));
+    served.settled(0, guest.pages());
+    // Something in the first, the last and another page of three frames, and one that is half there.
+    for page in [PAGES_PER_FRAME, 3 * PAGES_PER_FRAME - 1, 4 * PAGES_PER_FRAME + 99] {
+        goes_on(&guest.writes(page, 1));
+    }
+    guest.punch(6 * PAGES_PER_FRAME, 256);
+    served.correct();
+    let report = served.sweep_frames(PATIENCE).expect("it ends");
+    assert_eq!((report.pages, report.frames), (5 * PAGES_PER_FRAME - 256, 4));
+    let status = served.status();
+    assert_eq!(status.counts.present, PageCount(3 * PAGES_PER_FRAME));
+    assert_eq!(guest.allocated(), 3 * PAGES_PER_FRAME);
+    served.agree();
+}
+
+#[test]
 fn nothing_is_left_protected() {
     let Some(guest) = Guest::new("nothing_is_left_protected", 4) else { return };
     let served = guest.served(4);
     goes_on(&guest.reads(0, guest.pages()));
+    served.settled(0, guest.pages());
     goes_on(
         &guest
             .thread(|map| (0..4 * PAGES_PER_FRAME).step_by(2).for_each(|page| map.write(page, 5, page + 1))),
@@ -68,6 +90,7 @@ fn what_devices_write_unseen_is_kept_away_while_pages_are_taken() {
     };
     let served = guest.served_by(8, &config);
     goes_on(&guest.reads(0, 4 * PAGES_PER_FRAME));
+    served.settled(0, 4 * PAGES_PER_FRAME);
     let report = served.sweep(PATIENCE).expect("it ends");
     assert_eq!(report.pages, 4 * PAGES_PER_FRAME - 1);
     assert_eq!(calls.load(Ordering::SeqCst), 1);
@@ -85,6 +108,7 @@ fn nothing_is_taken_where_devices_cannot_be_stopped() {
     let config = Config { around_discard: Some(Arc::new(|_| {})), ..Config::new(HugePages::Never) };
     let served = guest.served_by(4, &config);
     goes_on(&guest.reads(0, guest.pages()));
+    served.settled(0, guest.pages());
     let report = served.sweep(PATIENCE).expect("it ends");
     assert_eq!((report.pages, report.looked), (0, guest.pages()));
     assert_eq!(guest.allocated(), guest.pages());

@@ -58,7 +58,13 @@ fn disturb(ledger: &mut Ledger<Words>, op: &Op, reuse: Reuse) {
         Op::SetTarget(target) => ledger.set_target(MemTarget(PageCount(*target).bytes())),
         Op::Reset => ledger.reset(),
         // The rest needs to know what came before.
-        Op::Stray(..) | Op::Execute(_) | Op::Finish(..) | Op::Dma(..) | Op::Unpin(_) | Op::BeginSweep => {}
+        Op::Stray(..)
+        | Op::Split(_)
+        | Op::Execute(_)
+        | Op::Finish(..)
+        | Op::Dma(..)
+        | Op::Unpin(_)
+        | Op::BeginSweep => {}
         Op::Scan | Op::Swept(_) | Op::EndBatch | Op::Crash(_) => {}
     }
     out.into_iter().for_each(|discard| ledger.discarded(discard));

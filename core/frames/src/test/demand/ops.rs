@@ -33,6 +33,8 @@ pub(super) enum Op {
     Execute(usize),
     /// Says that it was carried out, or that it was not.
     Finish(usize, bool),
+    /// Answers it in two pieces from here on.
+    Split(usize),
     Pin(Range),
     /// The device writes to what it pinned.
     Dma(usize, u64),
@@ -98,6 +100,7 @@ fn of_host() -> impl Strategy<Value = Op> {
         3 => target().prop_map(Op::SetTarget),
         2 => (0usize..8).prop_map(Op::Execute),
         5 => (0usize..8, prop::bool::weighted(0.7)).prop_map(|(n, ok)| Op::Finish(n, ok)),
+        1 => (0usize..8).prop_map(Op::Split),
         3 => near().prop_map(Op::Pin),
         3 => (0usize..4, stamp()).prop_map(|(n, stamp)| Op::Dma(n, stamp)),
         2 => (0usize..4).prop_map(Op::Unpin),
@@ -117,17 +120,22 @@ fn of_sweep() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Modulo any number of calls under way up to ten, the last of them.
+const LAST: usize = 2519;
+
 /// A sweep from end to end, with something between its steps.
 fn sweep() -> impl Strategy<Value = Vec<Op>> {
     let between = || prop::collection::vec(prop_oneof![of_guest(), of_host()], 0..3);
     let need = prop_oneof![Just(0u64), Just(u64::MAX), 0u64..600];
     let fill = (near(), stamp()).prop_map(|(range, stamp)| Op::Fill(range, stamp));
-    (between(), between(), between(), need, fill).prop_map(|(one, two, three, need, fill)| {
+    let answer = prop::option::of((any::<bool>(), any::<bool>()));
+    (between(), between(), between(), need, fill, answer).prop_map(|(one, two, three, need, fill, answer)| {
         let mut all = vec![Op::EndBatch, fill, Op::BeginSweep, Op::NextBatch(4)];
         all.extend(one);
         all.push(Op::Scan);
         all.extend(two);
         all.push(Op::Swept(need));
+        all.extend(answer.map(|(last, ok)| Op::Finish(if last { LAST } else { 0 }, ok)));
         all.extend(three);
         all.push(Op::EndBatch);
         all

@@ -55,14 +55,9 @@ pub(super) fn step(world: &mut World, op: &Op) {
             world.target = *target;
             world.limit = world.resident().max(*target);
         }
-        Op::Execute(n) => {
+        Op::Execute(n) | Op::Finish(n, _) | Op::Split(n) => {
             if let Some(n) = n.checked_rem(world.flights.len()) {
-                world.execute(n);
-            }
-        }
-        Op::Finish(n, ok) => {
-            if let Some(n) = n.checked_rem(world.flights.len()) {
-                world.finish(n, *ok || world.flights[n].done);
+                move_on(world, op, n);
             }
         }
         Op::Pin(range) => pin(world, *range),
@@ -79,6 +74,17 @@ pub(super) fn step(world: &mut World, op: &Op) {
         }
         Op::Reboot(most, kill) => reboot(world, *most, *kill),
         Op::Crash(done) => crash(world, *done),
+    }
+}
+
+/// One of the calls under way comes further.
+fn move_on(world: &mut World, op: &Op, n: usize) {
+    if let Op::Finish(_, ok) = op {
+        world.finish(n, *ok || world.flights[n].done);
+    } else if matches!(op, Op::Split(_)) {
+        world.split(n);
+    } else {
+        world.execute(n);
     }
 }
 

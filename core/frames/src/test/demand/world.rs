@@ -254,6 +254,19 @@ impl World {
         self.note();
     }
 
+    /// A call is made and answered in two pieces. Huge pages have none.
+    pub(super) fn split(&mut self, n: usize) {
+        let first = &mut self.flights[n];
+        let middle = first.pages.start + first.pages.len() / 2;
+        if self.spaces[first.space].granule == Granule::Page && middle > first.pages.start {
+            let mut second = first.clone();
+            second.pages.start = middle;
+            first.pages.end = middle;
+            self.flights.push(second);
+            self.seen.insert("answered in pieces");
+        }
+    }
+
     /// A call comes back. One that was made cannot fail.
     pub(super) fn finish(&mut self, n: usize, ok: bool) {
         if ok {
