@@ -33,7 +33,8 @@ pub(super) enum Memory {
 
 /// Memory whose faults are answered.
 pub(super) struct Served {
-    pager: Arc<Pager<SharedWords>>,
+    /// Never dropped: that would wait for its threads, and a VMM can hold them up (see [`Pager`]). It ends with the process.
+    pager: &'static Pager<SharedWords>,
     /// A thread takes everything back for the guest's new start.
     resetting: Arc<AtomicBool>,
 }
@@ -59,9 +60,11 @@ impl Memory {
         let hints = Some(VmmSocket::from(vmm.connection));
         let parts = Parts { memory: guest, uffd: Uffd::from(vmm.uffd), range, ledger, hints };
         let news = Arc::clone(news);
-        let pager = Pager::start(parts, &Config::for_memfd()?, move |event| news.tell(event))
+        // What QEMU's firmware begins in after a reset lies below 1 MiB.
+        let config = Config { kept_frames: 1, ..Config::for_memfd()? };
+        let pager = Pager::start(parts, &config, move |event| news.tell(event))
             .context("cannot serve the guest's memory")?;
-        Ok(Self::Served(Served { pager: Arc::new(pager), resetting: Arc::default() }))
+        Ok(Self::Served(Served { pager: Box::leak(Box::new(pager)), resetting: Arc::default() }))
     }
 
     pub(super) fn set_target(&mut self, target: MemTarget) {
@@ -121,7 +124,7 @@ impl Served {
         }
         // Noted before it is answered: should this process die now, the next one carries it out before it serves.
         self.pager.with_ledger(|ledger, _| ledger.begin_reboot());
-        let (pager, resetting) = (Arc::clone(&self.pager), Arc::clone(&self.resetting));
+        let (pager, resetting) = (self.pager, Arc::clone(&self.resetting));
         let run = move || {
             while let Err(error) = pager.reset(RESET_PATIENCE) {
                 tracing::warn!(%error, "the guest's memory is not all taken back yet");

@@ -45,36 +45,60 @@ impl News {
 
     /// Something has happened. Does not wait.
     pub(crate) fn tell(&self, event: PagerEvent) {
-        match &event {
-            PagerEvent::Exhausted { residency, waiting } => {
+        self.say(&event);
+        match event {
+            PagerEvent::Exhausted { .. } => {
                 if !self.stalled.swap(true, SeqCst) {
                     self.count_stall();
                     self.turn();
                 }
-                self.say(|more| {
-                    tracing::warn!(target = %residency.target, waiting, more, "the guest waits: it may have no more memory");
-                });
             }
-            PagerEvent::Relieved { after } => {
+            PagerEvent::Relieved { .. } => {
                 if self.stalled.swap(false, SeqCst) {
                     self.turn();
                 }
-                self.say(|more| tracing::info!(?after, more, "the guest goes on"));
-            }
-            PagerEvent::Refused { page, errno } => {
-                self.say(|more| tracing::error!(page, %errno, more, "the guest waits: the host has no memory for it"));
-            }
-            PagerEvent::HintsEnded { reason } => {
-                self.say(|more| {
-                    tracing::warn!(reason, more, "the VMM tells of no more holes; they are found when touched");
-                });
             }
             PagerEvent::Failed { reason } => {
-                self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason.clone());
+                self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
             }
-            PagerEvent::Unmapped | PagerEvent::VmmGone | _ => tracing::debug!(?event, "told by the pager"),
+            PagerEvent::Refused { .. }
+            | PagerEvent::HintsEnded { .. }
+            | PagerEvent::Unmapped
+            | PagerEvent::VmmGone
+            | _ => {}
         }
         self.poke.poke();
+    }
+
+    /// Puts it into the log; at a limited rate what a guest can make happen again and again.
+    fn say(&self, event: &PagerEvent) {
+        let pass = || self.log.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
+        match event {
+            PagerEvent::Exhausted { residency, waiting } => {
+                if let Some(more) = pass() {
+                    let target = residency.target;
+                    tracing::warn!(%target, waiting, more, "the guest waits: it may have no more memory");
+                }
+            }
+            PagerEvent::Refused { page, errno } => {
+                if let Some(more) = pass() {
+                    tracing::error!(page, %errno, more, "the guest waits: the host has no memory for it");
+                }
+            }
+            PagerEvent::Relieved { after } => {
+                if let Some(more) = pass() {
+                    tracing::info!(?after, more, "the guest goes on");
+                }
+            }
+            PagerEvent::HintsEnded { reason: Some(reason) } => {
+                tracing::warn!(reason, "the VMM is not listened to any more; holes are found when touched");
+            }
+            PagerEvent::HintsEnded { reason: None }
+            | PagerEvent::Unmapped
+            | PagerEvent::VmmGone
+            | PagerEvent::Failed { .. }
+            | _ => tracing::debug!(?event, "told by the pager"),
+        }
     }
 
     /// Something is as nobody was told yet.
@@ -109,13 +133,6 @@ impl News {
     fn count_stall(&self) {
         if let Some(word) = self.words.get(STALLS) {
             word.fetch_add(1, SeqCst);
-        }
-    }
-
-    fn say(&self, say: impl FnOnce(u64)) {
-        let more = self.log.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
-        if let Some(more) = more {
-            say(more);
         }
     }
 }

@@ -163,6 +163,10 @@ impl Pod {
 
     /// The back end has said something: that it serves.
     fn serving(&mut self, base: &mut Base) {
+        if self.serving_by.is_none() {
+            // It was replaced in this very moment: what it serves is not what was taken.
+            return;
+        }
         match base.hears_serving() {
             Ok(false) => return,
             Ok(true) => {
