@@ -87,7 +87,8 @@ impl Daemon {
         }
         let Some(seen) = reading.seen else { return };
         vm.pager = Some(seen);
-        let before = vm.told.pager_epoch.replace(seen.epoch);
+        // It is started anew to take the guest's memory over, which nobody need hear of.
+        let before = if seen.status.mapped { vm.told.pager_epoch.replace(seen.epoch) } else { None };
         let waits = vm.waits(now);
         let waited = std::mem::replace(&mut vm.told.waits, waits);
         let what = seen.status;
