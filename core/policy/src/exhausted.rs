@@ -69,7 +69,11 @@ impl Vm<'_> {
             OnExhausted::Grow => has.plus(more),
             OnExhausted::Wait | OnExhausted::Stop => self.target,
         };
-        let want = grown.max(sizes.memory()).pages_ceil().bytes().min(sizes.maxmem());
+        // A pin is a pin, also for one that stands still for it.
+        let want = match self.sample.hold {
+            Some(hold) => sizes.clamp(hold.0).0,
+            None => grown.max(sizes.memory()).pages_ceil().bytes().min(sizes.maxmem()),
+        };
         self.stall = Some(Stall { pager, ms, want, under_way });
     }
 
