@@ -113,7 +113,8 @@ pub struct SweepReport {
     pub frames: u64,
     /// How long it took.
     pub elapsed: Duration,
-    /// Whether it came to the end, or ended when it had found enough.
+    /// Whether it came to the end. If not, it had found enough, or had looked at everything twice because the guest populated all the
+    /// time.
     pub whole: bool,
 }
 

@@ -190,7 +190,10 @@ impl<W: AsRef<[AtomicU64]> + Send> Pass<'_, W> {
     }
 
     fn is_to_end(&self) -> bool {
-        self.report.pages >= self.goal
+        // The ledger shows frames again that are populated meanwhile, and first: a guest that is quick enough would keep a sweep
+        // going for ever.
+        self.report.looked >= self.shared.file.pages().saturating_mul(2)
+            || self.report.pages >= self.goal
             || self.shared.is_stopping()
             || self.shared.gone.load(Ordering::Acquire)
     }

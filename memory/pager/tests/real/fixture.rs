@@ -21,7 +21,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use crate::memory::{Mapped, WORDS};
 
 /// How long what must happen may take, on a machine that is busy with other things.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 /// How long what must not happen is waited for.
 pub(crate) const DOUBT: Duration = Duration::from_millis(200);
 

@@ -1,7 +1,7 @@
 //! Sweeps that are asked for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use plimsoll_pager::{Config, Scrub};
 use plimsoll_uffd::HugePages;
@@ -52,6 +52,30 @@ fn a_quick_sweep_takes_frames_and_splits_none() {
     let status = served.status();
     assert_eq!(status.counts.present, PageCount(3 * PAGES_PER_FRAME));
     assert_eq!(guest.allocated(), 3 * PAGES_PER_FRAME);
+    served.agree();
+}
+
+#[test]
+fn a_sweep_ends_although_memory_is_populated_all_the_time() {
+    let Some(guest) = Guest::new("a_sweep_ends_although_memory_is_populated_all_the_time", 80) else {
+        return;
+    };
+    let served = guest.served(80);
+    let end = Arc::new(AtomicBool::new(false));
+    let ends = Arc::clone(&end);
+    let reader = guest.thread(move |map| {
+        while !ends.load(Ordering::SeqCst) {
+            for frame in 0..80 {
+                map.read(frame * PAGES_PER_FRAME, 0);
+            }
+        }
+    });
+    for _ in 0..3 {
+        let report = served.sweep(PATIENCE).expect("it ends");
+        assert!(report.looked <= 3 * guest.pages(), "{report:?}");
+    }
+    end.store(true, Ordering::SeqCst);
+    goes_on(&reader);
     served.agree();
 }
 
