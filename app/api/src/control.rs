@@ -72,9 +72,10 @@ pub enum Op {
     /// Look through the guest's memory for pages of zeros, and take their memory back. Begun now, unless one is under way;
     /// answered with a [`Status`] at once. [`PagerStatus::sweeps`] counts it when it is over.
     Sweep,
-    /// The guest begins anew: everything becomes outstanding again and all its memory goes back to the host. **The VM must be
-    /// stopped**, from before this is asked until [`PagerStatus::resetting`] is false again: what its CPUs, or its VMM
-    /// for the new start, write meanwhile is lost. Answered with a [`Status`] at once; [`PagerStatus::turns`] rises when it is over.
+    /// The guest begins anew: everything becomes outstanding again and its memory goes back to the host, but for the first 2 MiB,
+    /// in which its firmware begins. **The VM must be stopped**, from before this is asked until [`PagerStatus::resetting`]
+    /// is false again: what its CPUs, or its VMM for the new start, write meanwhile is lost. Answered with a [`Status`] at
+    /// once; [`PagerStatus::turns`] rises when it is over.
     Reset,
 }
 

@@ -1,7 +1,7 @@
 //! A VMM in this process: its threads are the guest's CPUs, and it hands over by hand.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -169,7 +169,7 @@ impl Guest {
 pub(crate) struct Cpu(SharedWords);
 
 impl Cpu {
-    fn page(&self, page: u64) -> &[std::sync::atomic::AtomicU64] {
+    fn page(&self, page: u64) -> &[AtomicU64] {
         let start = usize::try_from(page * WORDS_PER_PAGE).unwrap();
         &self.0[start..start + usize::try_from(WORDS_PER_PAGE).unwrap()]
     }
@@ -194,6 +194,31 @@ impl Cpu {
 
 fn pattern(page: u64, at: u64, seed: u64) -> u64 {
     if seed == 0 { 0 } else { (page << 32 | at).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed | 1 }
+}
+
+/// Sets a flag when something is over, also when it has failed: whoever looks at it must end.
+pub(crate) struct Stop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// Runs `deed` while somebody looks at the memory every few milliseconds. Returns the most bytes that it had.
+pub(crate) fn watched<T>(memory: &OwnedFd, deed: impl FnOnce() -> T) -> (T, u64) {
+    let (most, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let done = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(SeqCst) {
+                most.fetch_max(resident(memory), SeqCst);
+                std::thread::park_timeout(Duration::from_millis(2));
+            }
+        });
+        let _stop = Stop(&stop);
+        deed()
+    });
+    (done, most.load(SeqCst))
 }
 
 /// What a thread came to, which must not take for ever.

@@ -8,7 +8,7 @@ use plimsoll_api::control::Op;
 use plimsoll_uffd::handover::{Extent, ToPager};
 use plimsoll_units::{FRAME_SIZE, MemTarget, PAGE_SIZE};
 
-use super::guest::{Connection, Cpu, Guest, MAXMEM, TARGET, goes_on, pages, waits};
+use super::guest::{Connection, Cpu, Guest, MAXMEM, Stop, TARGET, goes_on, pages, waits, watched};
 
 /// Kills after which a keeper of a test that kills on purpose still does not give up.
 const PATIENT: [&str; 2] = ["--give-up-after", "1000"];
@@ -28,19 +28,18 @@ impl Numbers {
     }
 }
 
-/// Fills, empties, gives back and checks pages of its own, until told to stop. Returns how often.
-fn busy(guest: &Guest, connection: &Connection, which: u64, stop: &AtomicBool) -> u64 {
+/// Fills, empties, gives back and checks pages of its own, until told to stop.
+fn busy(guest: &Guest, connection: &Connection, which: u64, done: &AtomicU64, stop: &AtomicBool) {
     let (cpu, mut numbers) = (guest.cpu(), Numbers(which));
     let mut known: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut done = 0;
     while !stop.load(SeqCst) {
-        done += 1;
+        let step = done.fetch_add(1, SeqCst) + 1;
         let page = numbers.next(pages(MAXMEM) / 2) * 2 + which;
         let seed = known.get(&page).copied().unwrap_or(0);
         assert!(cpu.has(page, seed), "page {page} is not what was written to it last");
         match numbers.next(8) {
             0 => {
-                guest.punch(page..page + 1, (done % 3 > 0).then_some(connection));
+                guest.punch(page..page + 1, (!step.is_multiple_of(3)).then_some(connection));
                 known.remove(&page);
             }
             1..3 => {
@@ -48,8 +47,8 @@ fn busy(guest: &Guest, connection: &Connection, which: u64, stop: &AtomicBool) -
                 known.remove(&page);
             }
             _ => {
-                cpu.write(page, done);
-                known.insert(page, done);
+                cpu.write(page, step);
+                known.insert(page, step);
             }
         }
         while known.len() > MOST {
@@ -57,10 +56,7 @@ fn busy(guest: &Guest, connection: &Connection, which: u64, stop: &AtomicBool) -
             check_and_empty(&cpu, page, seed);
         }
     }
-    for (page, seed) in known {
-        check_and_empty(&cpu, page, seed);
-    }
-    done
+    known.into_iter().for_each(|(page, seed)| check_and_empty(&cpu, page, seed));
 }
 
 fn check_and_empty(cpu: &Cpu, page: u64, seed: u64) {
@@ -71,37 +67,32 @@ fn check_and_empty(cpu: &Cpu, page: u64, seed: u64) {
 #[test]
 fn killed_twenty_times_while_the_guest_is_busy_it_loses_nothing() {
     let Some((guest, keeper, connection)) = Guest::served("pod-kills", &PATIENT) else { return };
-    let (stop, most) = (AtomicBool::new(false), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        let cpus = [0, 1].map(|which| {
-            let (guest, connection, stop) = (&guest, &connection, &stop);
-            scope.spawn(move || busy(guest, connection, which, stop))
-        });
-        scope.spawn(|| {
-            while !stop.load(SeqCst) {
-                most.fetch_max(guest.resident(), SeqCst);
-                std::thread::park_timeout(Duration::from_millis(1));
+    let (stop, done) = (AtomicBool::new(false), [0; 2].map(AtomicU64::new));
+    let ((), most) = watched(&guest.memory, || {
+        std::thread::scope(|scope| {
+            let _stop = Stop(&stop);
+            for (which, done) in (0..).zip(&done) {
+                let (guest, connection, stop) = (&guest, &connection, &stop);
+                scope.spawn(move || busy(guest, connection, which, done, stop));
+            }
+            for kill in 0..20 {
+                // Both go on after each of them.
+                let before = [0, 1].map(|which: usize| done[which].load(SeqCst));
+                let moved = || (0..2).all(|which| done[which].load(SeqCst) > before[which] + 20);
+                keeper.wait("both CPUs to go on", |_| moved().then_some(()));
+                let epoch = keeper.status().epoch;
+                // Half of them in the middle of a sweep that was asked for, the others wherever it hits.
+                if kill % 2 == 0 {
+                    let _ = keeper.try_ask(Op::Sweep);
+                }
+                std::thread::sleep(Duration::from_millis(3 * kill));
+                assert!(keeper.kill_back_end());
+                keeper.wait("another back end", |k| (k.status().epoch > epoch).then_some(()));
             }
         });
-        for kill in 0..20 {
-            let epoch = keeper.status().epoch;
-            // Half of them in the middle of a sweep that was asked for, the others wherever it hits.
-            if kill % 2 == 0 {
-                let _ = keeper.try_ask(Op::Sweep);
-            }
-            std::thread::sleep(Duration::from_millis(3 * kill));
-            assert!(keeper.kill_back_end());
-            keeper.wait("another back end", |k| (k.status().epoch > epoch).then_some(()));
-            if cpus.iter().any(|cpu| cpu.is_finished()) {
-                break;
-            }
-        }
-        stop.store(true, SeqCst);
-        let done: Vec<u64> = cpus.into_iter().map(|cpu| cpu.join().expect("nothing is lost")).collect();
-        assert!(done.iter().all(|done| *done > 100), "{done:?}");
     });
     // What a pager before has given is counted by the next; between two of them nothing is given.
-    assert!(most.load(SeqCst) <= TARGET.0, "{} bytes", most.load(SeqCst));
+    assert!(most <= TARGET.0, "{most} bytes");
     // Of some holes the VMM did not tell.
     let extent = Extent { offset: 0, length: MAXMEM.0 };
     connection.send(&ToPager::Punched { extent, lost: 0 }.encode(), &[]);

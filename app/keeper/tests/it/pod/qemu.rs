@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use plimsoll_api::control::Op;
@@ -17,7 +17,7 @@ use plimsoll_testbed::wait::poll_until;
 use plimsoll_uffd::agreement::OnPagerLoss;
 use plimsoll_units::Bytes;
 
-use super::guest::{guest_memory, resident, uffd};
+use super::guest::{Stop, guest_memory, resident, uffd, watched};
 use super::process::tell;
 use crate::common::Keeper;
 
@@ -25,8 +25,6 @@ use crate::common::Keeper;
 const STEP: Duration = Duration::from_secs(300);
 const TOLD: Bytes = Bytes::mib(512);
 const GRANTED: Bytes = Bytes::mib(256);
-/// How often the limit is looked at: 20 Hz and more.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// A guest that believes in all of its memory.
 struct Guest {
@@ -92,35 +90,10 @@ fn qemu(program: &Path, image: &Image, memory: i32, append: &str) -> Command {
     command
 }
 
-/// Sets a flag when something is over, also when it has failed: whoever looks at it must end.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
-    }
-}
-
-/// Runs `deed` while somebody looks at the limit. Returns what was most.
-fn watched<T>(guest: &Guest, deed: impl FnOnce() -> T) -> (T, u64) {
-    let (most, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let done = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(SeqCst) {
-                most.fetch_max(resident(&guest.memory), SeqCst);
-                std::thread::park_timeout(LOOK);
-            }
-        });
-        let _stop = Stop(&stop);
-        deed()
-    });
-    (done, most.load(SeqCst))
-}
-
 #[test]
 fn a_guest_that_zeroes_all_it_was_told_of_boots_on_half_of_it() {
     let Some(guest) = Guest::boot("pod-qemu-memtest", "memtest=1", &[]) else { return };
-    let (total, most) = watched(&guest, || guest.work(&["fill 64M 3", "verify"]));
+    let (total, most) = watched(&guest.memory, || guest.work(&["fill 64M 3", "verify"]));
     assert!(total > Bytes::mib(400).0, "{total}");
     assert!(most <= GRANTED.0, "{most}");
     let pager = guest.keeper.pager();
@@ -131,7 +104,7 @@ fn a_guest_that_zeroes_all_it_was_told_of_boots_on_half_of_it() {
 fn killed_twenty_times_while_a_guest_boots_and_works_it_notices_nothing() {
     let Some(mut guest) = Guest::boot("pod-qemu-kills", "", &[]) else { return };
     let killed = AtomicBool::new(false);
-    let (total, most) = watched(&guest, || {
+    let (total, most) = watched(&guest.memory, || {
         std::thread::scope(|scope| {
             let work = scope.spawn(|| {
                 let round = || guest.work(&["fill 64M 3", "verify", "free"]);
@@ -180,7 +153,7 @@ fn soak(test: &str, time: Duration) {
     let Some(guest) = Guest::boot(test, "init_on_free=1", &["-drive", &drive]) else { return };
     let read_disk = "sh dd if=/dev/vda bs=512k iflag=direct 2>/dev/null | md5sum";
     let done = AtomicBool::new(false);
-    let (rounds, most) = watched(&guest, || {
+    let (rounds, most) = watched(&guest.memory, || {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(SeqCst) {

@@ -1,14 +1,12 @@
 //! What a pager promises, through keeper and back end.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use plimsoll_api::control::{AWAIT_PAGER_MS, ErrorKind, Op, Outcome, Status};
 use plimsoll_uffd::handover::ToVmm;
 use plimsoll_units::{BalloonSize, Bytes, FRAME_SIZE, MemTarget, PAGE_SIZE, PageCount};
 
-use super::guest::{Guest, MAXMEM, TARGET, frames, goes_on, pages, waits};
+use super::guest::{Guest, MAXMEM, TARGET, frames, goes_on, pages, waits, watched};
 use crate::common::{Keeper, LIMIT, resident_kib, ticks};
 
 #[test]
@@ -31,23 +29,16 @@ fn before_a_vmm_comes_the_target_can_be_set_and_stays() {
 #[test]
 fn what_is_touched_is_there_and_no_more_than_the_target_ever() {
     let Some((guest, keeper, _connection)) = Guest::served("pod-touch", &[]) else { return };
-    let (most, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(SeqCst) {
-                most.fetch_max(guest.resident(), SeqCst);
-                std::thread::park_timeout(Duration::from_millis(1));
-            }
-        });
+    let (late, most) = watched(&guest.memory, || {
         goes_on(&keeper, &guest.fill(0..pages(Bytes::mib(12)), 1));
         goes_on(&keeper, &guest.fill(pages(Bytes::mib(40))..pages(Bytes::mib(44)), 1));
         let late = guest.fill(pages(Bytes::mib(50))..pages(Bytes::mib(51)), 1);
         waits(&late);
-        stop.store(true, SeqCst);
-        assert_eq!(keeper.set_target(Bytes::mib(20)).target, MemTarget(Bytes::mib(20)));
-        goes_on(&keeper, &late);
+        late
     });
-    assert_eq!(most.load(SeqCst), TARGET.0);
+    assert_eq!(most, TARGET.0);
+    assert_eq!(keeper.set_target(Bytes::mib(20)).target, MemTarget(Bytes::mib(20)));
+    goes_on(&keeper, &late);
     let pager = keeper.pager();
     assert!(pager.populated_frames >= frames(TARGET), "{pager:?}");
     assert_eq!(pager.resident.0, guest.resident());
