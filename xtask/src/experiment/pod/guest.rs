@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use plimsoll_api::control::PagerStatus;
-use plimsoll_api::http::VmView;
+use plimsoll_api::http::{PagerView, VmView};
 use plimsoll_testbed::BedError;
 use plimsoll_testbed::guard::TestCgroup;
 use plimsoll_testbed::guest::Console;
@@ -60,8 +60,8 @@ pub(super) struct Booted {
     pub(super) inside: Option<Inside>,
     /// What its pager says.
     pub(super) pager: Option<PagerStatus>,
-    /// How often its back end was started; above 1 the pager's counts are not whole.
-    pub(super) pager_epoch: u64,
+    /// Whether that is all: a back end that had to take over does not know what the one before it did.
+    pub(super) pager_told_all: bool,
     /// How QEMU has its memory mapped.
     pub(super) mapped: Option<Mapped>,
     /// What the host's kernel counted, the whole machine's and the group's.
@@ -135,7 +135,8 @@ struct Story {
     most_target: Bytes,
     inside: Option<Inside>,
     mapped: Option<Mapped>,
-    view: Option<VmView>,
+    /// The first and the last that the pager said with the guest's memory in its hands.
+    pagers: Option<(PagerView, PagerView)>,
 }
 
 impl<'k> Guest<'k> {
@@ -157,6 +158,7 @@ impl<'k> Guest<'k> {
     /// Follows it until it is at rest, or has failed.
     fn live(&self, turn: Turn) -> Story {
         let mut story = Story::default();
+        self.note(&mut story);
         if let Err(error) = self.try_live(turn, &mut story) {
             let tail = self.console.tail(SHOWN_LINES);
             story.failure = Some(format!("{error:#}; its console ends with:\n{tail}"));
@@ -208,7 +210,10 @@ impl<'k> Guest<'k> {
     fn note(&self, story: &mut Story) {
         if let Ok(view) = view(self.kept) {
             story.most_target = story.most_target.max(view.target.0);
-            story.view = Some(view);
+            let serves = |pager: &PagerView| pager.status.is_some_and(|status| status.mapped);
+            if let Some(pager) = view.pager.filter(serves) {
+                story.pagers = Some((story.pagers.map_or(pager, |(first, _)| first), pager));
+            }
         }
     }
 }
@@ -222,7 +227,6 @@ fn record(turn: Turn, story: Story, seen: Seen, (host, cgroup_peak): (Host, Opti
     let since = |at: Option<Instant>| {
         at.and_then(|at| u64::try_from(at.saturating_duration_since(seen.since).as_millis()).ok())
     };
-    let pager = story.view.and_then(|view| view.pager);
     Booted {
         turn,
         booted: story.failure.is_none(),
@@ -237,8 +241,8 @@ fn record(turn: Turn, story: Story, seen: Seen, (host, cgroup_peak): (Host, Opti
         cgroup_peak,
         cgroup_limit: turn.hard_limit(),
         inside: story.inside,
-        pager: pager.and_then(|pager| pager.status),
-        pager_epoch: pager.map_or(0, |pager| pager.epoch),
+        pager: story.pagers.and_then(|(_, last)| last.status),
+        pager_told_all: story.pagers.is_some_and(|(first, last)| first.epoch == last.epoch),
         mapped: story.mapped,
         host,
         curve: seen.samples,
@@ -250,6 +254,8 @@ pub(super) mod test {
     use std::time::{Duration, Instant};
 
     use plimsoll_api::control::PagerStatus;
+    use plimsoll_api::http::PagerView;
+    use plimsoll_model::{OnExhausted, OnPagerLoss};
     use plimsoll_units::Bytes;
 
     use super::super::plan::{BootKind, Turn};
@@ -266,18 +272,41 @@ pub(super) mod test {
             inflated: Some(since + Duration::from_millis(9000)),
             inside: Some(Inside { present: Bytes::mib(511), ..Inside::default() }),
             most_target: turn.memory,
+            pagers: Some((pager(2, 1), pager(2, 1000))),
             ..Story::default()
         };
         let samples = vec![(0, 0), (50, Bytes::mib(128).0), (100, Bytes::mib(64).0)];
-        let made = record(turn, story, Seen { since, samples }, (Host::default(), Some(Bytes::mib(200))));
-        let pager = PagerStatus {
+        record(turn, story, Seen { since, samples }, (Host::default(), Some(Bytes::mib(200))))
+    }
+
+    fn pager(epoch: u64, swept_pages: u64) -> PagerView {
+        let status = PagerStatus {
             populated_frames: 3,
             populated_pages: 512,
             sweeps: 3,
-            swept_pages: 1000,
+            swept_pages,
+            mapped: true,
             ..PagerStatus::default()
         };
-        Booted { pager: Some(pager), pager_epoch: 1, ..made }
+        PagerView {
+            on_exhausted: OnExhausted::Wait,
+            on_pager_loss: OnPagerLoss::Stall,
+            lost: false,
+            epoch,
+            age_ms: Some(0),
+            status: Some(status),
+        }
+    }
+
+    #[test]
+    fn a_pager_that_was_replaced_has_not_told_all() {
+        let made = |first, last| {
+            let turn = booted(BootKind::Plain).turn;
+            let story = Story { pagers: Some((pager(first, 1), pager(last, 7))), ..Story::default() };
+            record(turn, story, Seen { since: Instant::now(), samples: Vec::new() }, (Host::default(), None))
+        };
+        assert!(made(2, 2).pager_told_all && !made(2, 3).pager_told_all);
+        assert_eq!(made(2, 3).pager.map(|status| status.swept_pages), Some(7));
     }
 
     #[test]

@@ -62,9 +62,8 @@ pub(super) fn measure(huge: bool) -> Result<Rates> {
 
 /// The last line that is the benchmark's.
 fn parse(printed: &str) -> Result<Rates> {
-    let objects = printed.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let Some(last) = objects.filter(|object| object.get("name").is_some_and(|name| name == NAME)).last()
-    else {
+    let mut objects = printed.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let Some(last) = objects.rfind(|object| object.get("name").is_some_and(|name| name == NAME)) else {
         bail!("it printed no line of {NAME}");
     };
     let rates: Rates = serde_json::from_value(last).context("its line is not understood")?;

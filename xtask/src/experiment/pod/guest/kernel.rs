@@ -215,7 +215,7 @@ mod test {
         assert_eq!((inside.counters["pswpin"], inside.counters["free"]), (3, 1));
         assert!(inside.sees(Bytes::mib(512)) && !inside.sees(Bytes::mib(520)));
         let silent = Reply::of("ok");
-        assert!(Inside::of(&silent, &silent, &silent, &silent).is_err());
+        Inside::of(&silent, &silent, &silent, &silent).expect_err("nothing was said");
     }
 
     #[test]
