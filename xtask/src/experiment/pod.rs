@@ -31,7 +31,7 @@ use plan::{Settings, Turn};
 use rates::Rates;
 use summary::Summary;
 
-/// What can be chosen. All of it takes about four minutes on an idle machine.
+/// What can be chosen. All of it takes about two minutes once Plimsoll is built.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
     /// The smaller guest only, both boots
