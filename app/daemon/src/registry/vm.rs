@@ -249,10 +249,8 @@ impl Vm {
     fn pager_sample(&self, now: MonoTime) -> Option<PagerSample> {
         let gone_on = self.keeper_gone && self.saved.on_pager_loss == OnPagerLoss::Open;
         let status = self.pager.filter(|_| self.is_pod() && !gone_on)?.status;
-        // A pager is its guest's, as far as we know: what the kernel counts in the VMM speaks against it.
-        let counted = self.process_resident.unwrap_or(Bytes::ZERO).minus(self.overhead);
         Some(PagerSample {
-            limit: status.limit.max(counted).min(self.saved.sizes.maxmem()),
+            limit: status.limit,
             resident: status.resident,
             stalled_ms: self.waiting_ms(now),
             on_exhausted: self.saved.on_exhausted,
