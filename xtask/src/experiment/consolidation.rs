@@ -36,7 +36,7 @@ use run::Run;
 use side::How;
 use summary::Summary;
 
-/// What can be chosen. The defaults take about an hour and a half on two cores.
+/// What can be chosen. The defaults take about two hours on two cores.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
     /// How many guests [default: 35; with --quick 8]
@@ -51,6 +51,9 @@ pub(crate) struct Options {
     /// How small the host is [default: both; with --quick hard]
     #[arg(long, value_name = "RATIO")]
     ratio: Option<Ratio>,
+    /// Files each guest compiles; fewer make for a short run, of which only the turns of memory mean anything
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    files: Option<u64>,
     /// What each guest is told it has
     #[arg(long, default_value = "256M", value_name = "SIZE")]
     told: Bytes,
@@ -103,13 +106,17 @@ impl Options {
             Ratio::Field => &[Setting::Field],
             Ratio::Both => &[Setting::Field, Setting::Hard],
         };
-        let plans =
-            settings.iter().map(|&setting| Plan::new(setting, vms, self.told)).collect::<Result<_>>()?;
+        let plans = settings.iter().map(|&setting| self.plan(setting, vms)).collect::<Result<_>>()?;
         let mut columns = self.columns.clone();
         columns.sort_unstable();
         columns.dedup();
         let runs = self.runs.unwrap_or(if self.quick { 2 } else { 5 });
         Ok(Settings { quick: self.quick, runs, seed: self.seed, columns, agent: !self.no_agent, plans })
+    }
+
+    fn plan(&self, setting: Setting, vms: u64) -> Result<Plan> {
+        let plan = Plan::new(setting, vms, self.told)?;
+        Ok(Plan { files: self.files.unwrap_or(plan.files), ..plan })
     }
 }
 
