@@ -7,6 +7,7 @@
 pub(crate) mod chart;
 mod consolidation;
 pub(crate) mod figures;
+mod pod;
 mod selfballoon;
 pub(crate) mod sheet;
 pub(crate) mod table;
@@ -31,11 +32,18 @@ pub(crate) enum Experiment {
     /// memory at once, again and again: how long until they have it, and is one killed? All of it is counted by the
     /// guests' own kernels. Fails, and says which, when a limit is missed.
     Selfballoon(selfballoon::Options),
+    /// Whether guests boot on a half and a quarter of the memory they are told of, and how fast they are served
+    ///
+    /// Debian's kernel in QEMU, both as they are, its memory populated on demand: a plain boot, and one that writes
+    /// zeros to all it is told of. The guest's memory is looked at 20 times a second, by the kernel's count. The pager's
+    /// rates beside the kernel's come from its benchmark. Fails, and says which, when a limit is missed.
+    Pod(pod::Options),
 }
 
 pub(crate) fn command(experiment: &Experiment) -> Result<()> {
     match experiment {
         Experiment::Consolidation(options) => consolidation::command(options),
         Experiment::Selfballoon(options) => selfballoon::command(options),
+        Experiment::Pod(options) => pod::command(options),
     }
 }

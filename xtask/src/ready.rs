@@ -5,8 +5,9 @@ use anyhow::{Result, bail};
 use crate::out::Step;
 use crate::{run, setup};
 
-/// The programs of Plimsoll's that run on a host.
-const PROGRAMS: [&str; 4] = ["plimsoll", "plimsolld", "plimsoll-keeper", "plimsoll-backend"];
+/// The programs of Plimsoll's that run on a host, and the library that goes into QEMU.
+const PROGRAMS: [&str; 5] =
+    ["plimsoll", "plimsolld", "plimsoll-keeper", "plimsoll-backend", "plimsoll-pod-preload"];
 
 /// Sets up what guests need.
 ///

@@ -23,13 +23,13 @@
 use std::collections::BTreeMap;
 
 use plimsoll_model::{
-    AgentStats, HostSample, HostState, Link, Reason, Sizes, Source, StatsSample, Tunables, VmId, VmName,
-    VmState,
+    AgentStats, HostSample, HostState, Link, OnExhausted, OnPagerLoss, Reason, Sizes, Source, StatsSample,
+    Tunables, VmId, VmName, VmState,
 };
 use plimsoll_units::{Bytes, MemTarget};
 use serde::{Deserialize, Serialize};
 
-use crate::control::{AgentCounters, Counters, LedgerCounts};
+use crate::control::{AgentCounters, Counters, LedgerCounts, PagerStatus};
 
 /// The API socket's name in the daemon's run folder.
 pub const SOCKET_NAME: &str = "api.sock";
@@ -52,6 +52,9 @@ pub enum Endpoint {
         /// agent in the guest speaks there.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         agent: Option<String>,
+        /// The control socket of its pager, see [`crate::control`], if its memory is populated on demand.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pager: Option<String>,
     },
     /// User Mode Linux behind a keeper.
     Uml {
@@ -78,6 +81,19 @@ impl Endpoint {
             Self::Uml { .. } => None,
         }
     }
+
+    /// The socket by which its pager is spoken to, where its memory is populated on demand.
+    #[must_use]
+    pub fn pager_socket(&self) -> Option<&str> {
+        match self {
+            Self::Qemu { pager, .. } => pager.as_deref(),
+            Self::Uml { .. } => None,
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A process by number and start time (field 22 of /proc/PID/stat, clock ticks since boot), so that a
@@ -115,6 +131,12 @@ pub struct Register {
     /// or the registration is refused.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tunables: BTreeMap<String, String>,
+    /// What becomes of the guest when it touches more memory than it may have; of a VM with a pager.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_exhausted: OnExhausted,
+    /// What becomes of it when its pager is gone for good; of a VM with a pager.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_pager_loss: OnPagerLoss,
 }
 
 /// Changes to a VM; what is absent stays.
@@ -130,6 +152,9 @@ pub struct Patch {
     /// Self-ballooning settings, by the names and in the words of [`Tunables::set`]; all of them or none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tunables: BTreeMap<String, String>,
+    /// What becomes of the guest when it touches more memory than it may have; only of a VM with a pager.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_exhausted: Option<OnExhausted>,
     /// The VMM's process, once it is started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm: Option<ProcessRef>,
@@ -247,6 +272,9 @@ pub struct VmView {
     pub console: Option<String>,
     /// What the back end tells, where there is one.
     pub backend: Option<BackendView>,
+    /// Its pager, where its memory is populated on demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pager: Option<PagerView>,
     /// The last thing that went wrong in speaking to it, if nothing has gone right since.
     pub problem: Option<String>,
     /// The change of target that made it what it is.
@@ -260,6 +288,25 @@ pub struct AgentView {
     pub age_ms: u64,
     /// What it said.
     pub stats: AgentStats,
+}
+
+/// The pager of a VM whose memory is populated on demand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PagerView {
+    /// What becomes of the guest when it touches more memory than it may have.
+    pub on_exhausted: OnExhausted,
+    /// What becomes of it when its pager is gone for good.
+    pub on_pager_loss: OnPagerLoss,
+    /// The pager is gone for good.
+    #[serde(default)]
+    pub lost: bool,
+    /// How often its back end was started; 0 before it was heard.
+    #[serde(default)]
+    pub epoch: u64,
+    /// How old what it said is, in milliseconds; `None` before it was heard.
+    pub age_ms: Option<u64>,
+    /// What it said last.
+    pub status: Option<PagerStatus>,
 }
 
 /// What a keeper's back end tells of itself.
@@ -347,8 +394,8 @@ pub struct Event {
     /// Which VM, if one.
     pub vm: Option<VmName>,
     /// What kind: `registered`, `running`, `target`, `held`, `released`, `distressed`, `relieved`, `stuck`,
-    /// `unreachable`, `unprotected`, `rebooted`, `backend-restarted`, `stopping`, `gone`, `forgotten`,
-    /// `host-tight`, `host-short`, `host-ample`, `daemon-started`.
+    /// `unreachable`, `unprotected`, `rebooted`, `backend-restarted`, `pod-exhausted`, `pod-relieved`, `pager-lost`,
+    /// `stopping`, `gone`, `forgotten`, `host-tight`, `host-short`, `host-ample`, `daemon-started`.
     pub kind: String,
     /// For people.
     pub text: String,

@@ -16,6 +16,9 @@ pub(crate) struct Args {
     /// Pages the guest is asked for from the beginning.
     #[arg(long, default_value_t = 0)]
     pub(crate) initial_balloon: u64,
+    /// How much of its memory the guest may have to begin with, where that is populated on demand.
+    #[arg(long, default_value_t)]
+    pub(crate) target: Bytes,
     /// Frames the ledger has room for.
     #[arg(long)]
     pub(crate) ledger_frames: u32,

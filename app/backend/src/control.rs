@@ -8,10 +8,11 @@
 mod connection;
 mod request;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use plimsoll_api::control::{Op, Reply};
+use plimsoll_vhost_user::Polls;
 use rustix::event::PollFlags;
 use rustix::net::SocketFlags;
 
@@ -27,19 +28,27 @@ pub(crate) struct Control {
     next: u64,
 }
 
+/// What became ready.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Event {
+    /// Somebody wants to connect.
+    Connect,
+    /// The connection of this number.
+    Peer(u64),
+}
+
 impl Control {
     /// Over a listening, non-blocking socket.
     pub(crate) fn new(listener: OwnedFd) -> Self {
         Self { listener, connections: Vec::new(), next: 0 }
     }
 
-    pub(crate) fn listener(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
-    }
-
-    /// The connections: number, socket, and what to wait for on it.
-    pub(crate) fn connections(&self) -> impl Iterator<Item = (u64, BorrowedFd<'_>, PollFlags)> {
-        self.connections.iter().map(|c| (c.id, c.socket(), c.interest()))
+    /// What to wait for, told as the server's own kind of event.
+    pub(crate) fn watch<'a, E>(&'a self, polls: &mut Polls<'a, E>, event: impl Fn(Event) -> E) {
+        polls.add(self.listener.as_fd(), PollFlags::IN, event(Event::Connect));
+        for connection in &self.connections {
+            polls.add(connection.socket(), connection.interest(), event(Event::Peer(connection.id)));
+        }
     }
 
     /// The earliest moment at which a peer's patience ends, or an answer is due whatever has happened.
@@ -47,8 +56,22 @@ impl Control {
         self.connections.iter().filter_map(Connection::deadline).min()
     }
 
+    /// Something became ready: lets in who knocks; or reads, answers by `carry_out`, writes. `carry_out` may have no answer yet to
+    /// an [`Op::AwaitAgent`] or [`Op::AwaitPager`], and is asked again by [`Control::wake`].
+    pub(crate) fn happened(
+        &mut self,
+        event: Event,
+        now: Instant,
+        carry_out: impl FnMut(u64, Op) -> Option<Reply>,
+    ) {
+        match event {
+            Event::Connect => self.accept(now),
+            Event::Peer(id) => self.ready(id, now, carry_out),
+        }
+    }
+
     /// Takes one new connection, if there is one.
-    pub(crate) fn accept(&mut self, now: Instant) {
+    fn accept(&mut self, now: Instant) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else { return };
         match plimsoll_shm::peer(&socket) {
@@ -72,9 +95,7 @@ impl Control {
         self.connections.push(Connection::new(self.next, socket, now));
     }
 
-    /// A connection is ready: reads, answers by `carry_out`, writes. `carry_out` may have no answer yet to an
-    /// [`Op::AwaitAgent`], and is asked again by [`Control::wake`].
-    pub(crate) fn ready(&mut self, id: u64, now: Instant, carry_out: impl FnMut(u64, Op) -> Option<Reply>) {
+    fn ready(&mut self, id: u64, now: Instant, carry_out: impl FnMut(u64, Op) -> Option<Reply>) {
         let Some(index) = self.connections.iter().position(|connection| connection.id == id) else { return };
         let alive = self.connections.get_mut(index).is_some_and(|c| c.ready(now, carry_out));
         if !alive {
@@ -124,13 +145,10 @@ mod test {
         let carry_out =
             |id, op| (op != Op::AwaitAgent { after: urgent }).then(|| Reply::ok(id, status.clone()));
         control.accept(now);
-        let mut ready = Vec::new();
-        for (id, socket, interest) in control.connections() {
-            let mut fds = [rustix::event::PollFd::from_borrowed_fd(socket, interest)];
-            rustix::event::poll(&mut fds, Some(&rustix::time::Timespec::default())).unwrap();
-            ready.extend((!fds[0].revents().is_empty()).then_some(id));
-        }
-        ready.into_iter().for_each(|id| control.ready(id, now, &carry_out));
+        let mut polls = Polls::default();
+        control.watch(&mut polls, |event| event);
+        let ready = polls.wait(Some(Instant::now())).unwrap();
+        ready.into_iter().for_each(|event| control.happened(event, now, &carry_out));
         control.wake(now, carry_out);
     }
 
@@ -179,7 +197,7 @@ mod test {
         turn_at(&mut control, late, 7);
         drop(waiter);
         turn_at(&mut control, late, 7);
-        assert_eq!(control.connections().count(), 1);
+        assert_eq!(control.connections.len(), 1);
     }
 
     #[test]
@@ -206,11 +224,11 @@ mod test {
         for _ in 0..20 {
             verbose.write_all(&[b'x'; 4096]).unwrap();
             turn(&mut control);
-            if control.connections().count() == 0 {
+            if control.connections.is_empty() {
                 break;
             }
         }
-        assert_eq!(control.connections().count(), 0, "a line without end is refused");
+        assert!(control.connections.is_empty(), "a line without end is refused");
         let mut answer = String::new();
         verbose.read_to_string(&mut answer).unwrap();
         assert!(answer.contains("bad_request"), "{answer}");
@@ -222,7 +240,7 @@ mod test {
                 peer
             })
             .collect();
-        assert_eq!(control.connections().count(), MAX_CONNECTIONS);
+        assert_eq!(control.connections.len(), MAX_CONNECTIONS);
         let mut newest = peers.last().unwrap();
         newest.write_all(b"{\"v\":1,\"id\":3,\"op\":\"status\"}\n").unwrap();
         turn(&mut control);
@@ -233,7 +251,7 @@ mod test {
         turn(&mut control);
         assert!(control.deadline().is_some());
         control.expire(Instant::now() + PATIENCE);
-        assert_eq!(control.connections().count(), MAX_CONNECTIONS - 1, "half a line does not wait for ever");
+        assert_eq!(control.connections.len(), MAX_CONNECTIONS - 1, "half a line does not wait for ever");
         std::fs::remove_file(path).unwrap();
     }
 }

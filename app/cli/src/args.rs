@@ -1,5 +1,6 @@
 //! What can be typed: one definition of commands, options and their help.
 
+mod pod;
 mod tuning;
 mod vm;
 
@@ -10,6 +11,7 @@ use clap::{Args as Group, Parser, Subcommand};
 use plimsoll_model::VmName;
 use plimsoll_units::Bytes;
 
+pub(crate) use self::pod::PodArgs;
 pub(crate) use self::tuning::{TuningArgs, add_setting};
 pub(crate) use self::vm::{Accel, AdoptArgs, RunArgs, VmmChoice};
 use crate::render::time::parse_duration;
@@ -66,7 +68,7 @@ pub(crate) enum Command {
     Show(ShowArgs),
     /// List the VMs again and again
     Top(TopArgs),
-    /// Change a VM's memory (its baseline) or weight
+    /// Change a VM's memory (its baseline), weight or other settings
     Set(SetArgs),
     /// Pin a VM's target until it is released
     Hold(HoldArgs),
@@ -155,7 +157,8 @@ pub(crate) struct TopArgs {
 /// `set`.
 #[derive(Debug, Group)]
 #[command(
-    after_help = "KEY is memory (the baseline, within floor and maxmem) or weight (1 to 10000). floor and maxmem are fixed \
+    after_help = "KEY is memory (the baseline, within floor and maxmem), weight (1 to 10000) or on-exhausted (grow, wait, stop; where memory \
+is populated on demand). floor and maxmem are fixed \
 when a VM is made. Settings of self-ballooning, as `plimsoll show` lists them, are set in the same way: selfballooning \
 (on, off), selfballoon_interval (seconds), selfballoon_downhysteresis, selfballoon_uphysteresis, min_usable_mb, \
 reserved_mb; frontswap_selfshrinking, frontswap_hysteresis and frontswap_inertia are kept for when the VM has a swap \

@@ -104,6 +104,11 @@ impl VmDir {
         self.0.join("control.sock")
     }
 
+    /// Where the library in QEMU hands its guest's memory over to the keeper.
+    pub(crate) fn pod_socket(&self) -> PathBuf {
+        self.0.join("pod.sock")
+    }
+
     /// Where QEMU is spoken to.
     pub(crate) fn qmp_socket(&self) -> PathBuf {
         self.0.join("qmp.sock")

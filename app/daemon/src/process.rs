@@ -92,6 +92,12 @@ fn open(process: ProcessRef) -> Result<Pidfd, WatchError> {
     }
 }
 
+/// Ends exactly that process, at once.
+pub(crate) fn kill(process: ProcessRef) -> Result<(), WatchError> {
+    let failed = |error| WatchError::Io { pid: process.pid, source: io::Error::other(error) };
+    open(process)?.kill().map_err(failed)
+}
+
 /// The process that has the number now, unless it has ended.
 pub(crate) fn now(pid: u32) -> Option<ProcessRef> {
     let mut proc = Procfs::new();

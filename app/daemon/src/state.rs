@@ -11,7 +11,7 @@ use std::{
 };
 
 use plimsoll_api::http::{Endpoint, ProcessRef};
-use plimsoll_model::{Sizes, Tunables, VmId, VmName};
+use plimsoll_model::{OnExhausted, OnPagerLoss, Sizes, Tunables, VmId, VmName};
 use plimsoll_units::MemTarget;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,10 @@ pub(crate) struct SavedVm {
     pub(crate) hold: Option<MemTarget>,
     #[serde(default)]
     pub(crate) tunables: Tunables,
+    #[serde(default)]
+    pub(crate) on_exhausted: OnExhausted,
+    #[serde(default)]
+    pub(crate) on_pager_loss: OnPagerLoss,
     pub(crate) owner_uid: u32,
     pub(crate) vmm: Option<ProcessRef>,
     pub(crate) keeper: Option<ProcessRef>,
@@ -57,6 +61,8 @@ impl SavedVm {
             target,
             hold: None,
             tunables: Tunables::default(),
+            on_exhausted: OnExhausted::default(),
+            on_pager_loss: OnPagerLoss::default(),
             owner_uid,
             vmm: None,
             keeper: None,

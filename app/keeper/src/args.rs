@@ -7,7 +7,8 @@ use plimsoll_units::Bytes;
 
 /// Keeps the sockets of one VM's devices, whatever happens to the back end that serves them.
 ///
-/// DIR gets `balloon.sock`, for the VMM (vhost-user), and `control.sock`, for plimsolld.
+/// DIR gets `balloon.sock`, for the VMM (vhost-user), and `control.sock`, for plimsolld. With --pod it gets `pod.sock` instead of
+/// `balloon.sock`, for the library that is preloaded into the VMM.
 #[derive(Debug, Clone, Parser)]
 #[command(version)]
 pub(crate) struct Args {
@@ -29,7 +30,7 @@ pub(crate) struct Args {
     /// Seconds in which a VMM has to connect.
     #[arg(long, default_value_t = 60)]
     pub(crate) connect_timeout: u64,
-    /// Deaths of the back end within 10 seconds after which it is not started again for 30 seconds.
+    /// Deaths of the back end within 10 seconds after which it is not started again for 30 seconds, with --pod for 5.
     #[arg(long, default_value_t = 5)]
     pub(crate) give_up_after: u32,
     /// Give the guest's memory back to the host when the VMM has ended, also where others still have it open.
@@ -43,4 +44,10 @@ pub(crate) struct Args {
     /// The keeper never reads it.
     #[arg(long)]
     pub(crate) agent_line: bool,
+    /// The guest's memory is populated on demand. It is standard input: a memfd of MAXMEM bytes, sealed against shrinking and growing.
+    #[arg(long, requires = "target", conflicts_with_all = ["agent_line", "initial_balloon", "memory_ends_with_vmm"])]
+    pub(crate) pod: bool,
+    /// How much of its memory the guest may have to begin with, in bytes or as 512M or 2G.
+    #[arg(long, requires = "pod")]
+    pub(crate) target: Option<Bytes>,
 }

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use plimsoll_vhost_user::handover::Handover;
+use plimsoll_vhost_user::handover::{Handover, Work};
 
 use crate::args::Args;
 
@@ -24,9 +24,9 @@ pub(crate) struct Back {
     /// Becomes readable when the process has ended.
     handle: OwnedFd,
     /// Our end of its standard input. Open for as long as it shall live.
-    _input: UnixStream,
+    input: UnixStream,
     /// Its end was asked for: not a death to be counted.
-    pub(crate) dismissed: bool,
+    dismissed: bool,
 }
 
 impl Back {
@@ -41,16 +41,20 @@ impl Back {
                 command.env(name, value);
             }
         }
+        let at_first = match handover.work {
+            Work::Devices { .. } => ["--initial-balloon".to_owned(), args.initial_balloon.to_string()],
+            Work::OnDemand { .. } => ["--target".to_owned(), args.target.unwrap_or_default().0.to_string()],
+        };
         let mut child = command
             .args(["--name", &args.name, "--maxmem", &args.maxmem.0.to_string()])
-            .args(["--initial-balloon", &args.initial_balloon.to_string()])
+            .args(at_first)
             .args(["--ledger-frames", &ledger_frames.to_string()])
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start the back end {}", args.backend.display()))?;
         match plimsoll_shm::process_handle(child.id()) {
-            Ok(handle) => Ok(Self { child, handle, _input: input, dismissed: false }),
+            Ok(handle) => Ok(Self { child, handle, input, dismissed: false }),
             Err(error) => {
                 // It has not been waited for, so the number is still its own.
                 let _ = child.kill();
@@ -64,8 +68,23 @@ impl Back {
         self.handle.as_fd()
     }
 
+    /// Our end of its standard input, on which it speaks too.
+    pub(crate) fn input(&self) -> BorrowedFd<'_> {
+        self.input.as_fd()
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Kills it, for no fault of its own.
+    pub(crate) fn dismiss(&mut self) {
+        self.dismissed = true;
+        self.kill();
+    }
+
+    pub(crate) fn is_dismissed(&self) -> bool {
+        self.dismissed
     }
 
     /// Kills it. That it has ended is seen on its handle.
@@ -102,24 +121,28 @@ impl Drop for Back {
 pub(crate) struct Deaths {
     times: VecDeque<Instant>,
     limit: usize,
+    rest: Duration,
 }
-
-/// How long a device rests whose back ends die again and again. Never for ever: a guest that shuts down waits until its balloon is
-/// empty, and somebody has to answer.
-const REST: Duration = Duration::from_secs(30);
 
 /// What is to be done after a death.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Start another at this moment.
     At(Instant),
-    /// Let the device rest until this moment.
+    /// Too many in a row: start none before this moment.
     Rest(Instant),
 }
 
 impl Deaths {
-    pub(crate) fn new(limit: u32) -> Self {
-        Self { times: VecDeque::new(), limit: usize::try_from(limit).unwrap_or(usize::MAX).max(1) }
+    /// After so many within [`WINDOW`] there is to be a rest. Never for ever: somebody has to answer in the end.
+    pub(crate) fn new(limit: u32, rest: Duration) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX).max(1);
+        Self { times: VecDeque::new(), limit, rest }
+    }
+
+    /// They do not count any more.
+    pub(crate) fn forget(&mut self) {
+        self.times.clear();
     }
 
     /// One has died.
@@ -129,7 +152,7 @@ impl Deaths {
         }
         self.times.push_back(now);
         if self.times.len() >= self.limit {
-            return Next::Rest(now + REST);
+            return Next::Rest(now + self.rest);
         }
         // The first death in a while is answered at once, the second after a pause.
         let again = u32::try_from(self.times.len()).unwrap_or(u32::MAX).saturating_sub(1);
@@ -142,21 +165,23 @@ impl Deaths {
 mod test {
     use super::*;
 
+    const REST: Duration = Duration::from_secs(7);
+
     #[test]
     fn deaths_in_a_row_are_answered_slower_and_slower() {
         let start = Instant::now();
-        let mut deaths = Deaths::new(5);
+        let mut deaths = Deaths::new(5, REST);
         let pauses: Vec<_> = (0..5).map(|_| deaths.count(start)).collect();
         let after = |ms| Next::At(start + Duration::from_millis(ms));
         assert_eq!(pauses, [after(0), after(25), after(50), after(100), Next::Rest(start + REST)]);
 
-        let mut deaths = Deaths::new(5);
+        let mut deaths = Deaths::new(5, REST);
         for second in 0..100 {
             let now = start + Duration::from_secs(3 * second);
             assert!(matches!(deaths.count(now), Next::At(_)), "one every three seconds may go on");
         }
-        assert_eq!(Deaths::new(0).count(start), Next::Rest(start + REST));
-        let mut patient = Deaths::new(u32::MAX);
+        assert_eq!(Deaths::new(0, REST).count(start), Next::Rest(start + REST));
+        let mut patient = Deaths::new(u32::MAX, REST);
         (0..1000).for_each(|_| assert!(matches!(patient.count(start), Next::At(_))));
     }
 }

@@ -1,6 +1,6 @@
 //! What a VMM leaves of its guest's memory when it ends and others of its processes do not.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use plimsoll_vhost_user::wire::Region;
@@ -9,18 +9,20 @@ use rustix::fs::{FallocateFlags, fallocate};
 /// A front end's memory table, and the files.
 pub(crate) type Memory = [(Region, Arc<OwnedFd>)];
 
-/// Gives everything in a memory table back to the host. Whoever still has it mapped finds zeros there.
-///
-/// What fails is told in the log: somebody has to free that memory by hand.
+/// Gives everything in a memory table back to the host, see [`punch`].
 pub(crate) fn discard(memory: &Memory) {
-    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    for (region, file) in memory {
-        let (offset, length) = (region.offset, region.length);
-        match rustix::io::retry_on_intr(|| fallocate(file, punch, offset, length)) {
-            Ok(()) => tracing::info!(length, "gave the guest's memory back to the host"),
-            Err(error) => {
-                tracing::error!(%error, length, "the guest's memory was not given back to the host")
-            }
+    memory.iter().for_each(|(region, file)| punch(file, region.offset, region.length));
+}
+
+/// Gives a piece of a file back to the host. Whoever still has it mapped finds zeros there.
+///
+/// That it failed is told in the log: somebody has to free that memory by hand.
+pub(crate) fn punch(file: impl AsFd, offset: u64, length: u64) {
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::io::retry_on_intr(|| fallocate(&file, hole, offset, length)) {
+        Ok(()) => tracing::info!(length, "gave the guest's memory back to the host"),
+        Err(error) => {
+            tracing::error!(%error, length, "the guest's memory was not given back to the host")
         }
     }
 }

@@ -35,6 +35,8 @@ pub struct Ledger<W> {
     pub(crate) sweep: Sweep,
     /// Where a reboot goes on: frames of the ledger before it were looked at.
     pub(crate) reboot_cursor: u64,
+    /// Frames at the beginning of each space on demand that a reboot leaves as they are.
+    pub(crate) kept_frames: u64,
     pub(crate) totals: Totals,
     /// Sorted extents of the event under way; kept for its memory.
     pub(crate) scratch: Vec<Extent>,
@@ -96,6 +98,7 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
             present_on_demand: 0,
             sweep: Sweep::default(),
             reboot_cursor: 0,
+            kept_frames: 0,
             totals: Totals::default(),
             scratch: Vec::new(),
         }

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::AtomicU64;
 
-use plimsoll_units::PageCount;
+use plimsoll_units::{PAGES_PER_FRAME, PageCount};
 
 use crate::bits::PageMask;
 use crate::discard::{Discard, Tally};
@@ -28,7 +28,8 @@ pub enum Reboot {
         /// Pages whose discard has not been answered.
         leaving: PageCount,
     },
-    /// Every page is outstanding and the host has all the memory. Also if no reboot is under way.
+    /// Every page that is not kept ([`Ledger::keep_at_reboot`]) is outstanding and the host has its memory. Also if no reboot is
+    /// under way.
     Done,
 }
 
@@ -43,6 +44,15 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
         self.words.store(layout::AT_REBOOTING, 1);
         self.reboot_cursor = 0;
         self.reset();
+    }
+
+    /// So many frames at the beginning of each space on demand are left as they are by every reboot from now on; none, if this
+    /// is not called. To be said by each process before it goes on with a reboot: it is not in the words.
+    ///
+    /// A machine's reset leaves its memory alone, and its firmware may rely on that: SeaBIOS begins in the copy of itself
+    /// that it made below 1 MiB (QEMU's chipsets map that, and not the ROM, also after a reset).
+    pub fn keep_at_reboot(&mut self, frames: u64) {
+        self.kept_frames = frames;
     }
 
     /// Whether a reboot is under way.
@@ -64,7 +74,7 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
             let Some(place) = self.on_demand_from(self.reboot_cursor) else { break };
             self.reboot_cursor = place.entry.saturating_add(1);
             looks = looks.saturating_sub(1);
-            if self.forget_contents(&place, (from, out)) {
+            if place.frame >= self.kept_frames && self.forget_contents(&place, (from, out)) {
                 changes = changes.saturating_sub(1);
             }
         }
@@ -78,7 +88,8 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
         }
         let on_demand = self.spaces.iter().filter(|(_, space)| space.on_demand);
         let pages: u64 = on_demand.map(|(_, space)| space.pages).sum();
-        let left = PageCount(pages.saturating_sub(self.counts.outstanding.0));
+        let left = pages.saturating_sub(self.counts.outstanding.0).saturating_sub(self.kept_pages());
+        let left = PageCount(left);
         let leaving = PageCount(self.transit.leaving());
         if left.0 == 0 && leaving.0 == 0 {
             self.words.store(layout::AT_REBOOTING, 0);
@@ -86,6 +97,20 @@ impl<W: AsRef<[AtomicU64]>> Ledger<W> {
         }
         self.reboot_cursor = 0;
         Reboot::Waiting { left, leaving }
+    }
+
+    /// Pages with something in them that a reboot leaves alone.
+    fn kept_pages(&self) -> u64 {
+        let on_demand = self.spaces.iter().filter(|(_, space)| space.on_demand);
+        let kept = on_demand.flat_map(|(id, space)| {
+            let frames = space.pages.div_ceil(PAGES_PER_FRAME).min(self.kept_frames);
+            (0..frames).map(|frame| Place::of(*id, *space, frame))
+        });
+        kept.map(|place| {
+            let outstanding = self.states(&place).1.counts(place.valid).outstanding.0;
+            place.valid.count().saturating_sub(outstanding)
+        })
+        .sum()
     }
 
     /// Makes a frame's pages outstanding, as far as that is possible now. Returns whether anything changed.

@@ -16,7 +16,9 @@ extern crate alloc;
 
 mod agent;
 mod name;
+mod pager;
 mod plan;
+mod reason;
 mod sample;
 mod sizes;
 mod stats;
@@ -24,7 +26,9 @@ mod tunables;
 
 pub use agent::{AgentSample, AgentStats};
 pub use name::{NameError, VmId, VmName};
-pub use plan::{Action, HostState, Plan, Reason, Signal, Source, Verdict, VmState};
+pub use pager::{OnExhausted, OnPagerLoss, PagerSample, Standstill};
+pub use plan::{Action, HostState, Plan, Signal, Source, Verdict, VmState};
+pub use reason::Reason;
 pub use sample::{HostSample, Link, PsiTotals, Snapshot, VmSample};
 pub use sizes::{Sizes, SizesError};
 pub use stats::{GuestStats, StatsSample};

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentSample, Sizes, StatsSample, Tunables, VmId, VmName};
+use crate::{AgentSample, PagerSample, Sizes, StatsSample, Tunables, VmId, VmName};
 
 /// Everything the arbiter may know at one tick.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,4 +85,7 @@ pub struct VmSample {
     /// Its self-ballooning settings.
     #[serde(default, skip_serializing_if = "Tunables::is_default")]
     pub tunables: Tunables,
+    /// Its pager, where its memory is populated on demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pager: Option<PagerSample>,
 }

@@ -30,6 +30,7 @@ fn snapshot(n: u64, now: MonoTime) -> Snapshot {
                 stats: Some(StatsSample { at: now, stats }),
                 agent: None,
                 tunables: Tunables::default(),
+                pager: None,
             }
         })
         .collect();

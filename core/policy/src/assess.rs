@@ -4,6 +4,7 @@ use plimsoll_model::{Link, Reason, Signal, Source, VmSample, VmState};
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
 
 use crate::config::Config;
+use crate::exhausted::Stall;
 use crate::history::{Stuck, VmHistory, Window};
 use crate::selfballoon::{TotalRam, Worker};
 
@@ -27,6 +28,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) signal: Option<Signal>,
     /// It was in distress a moment ago and has plenty now: it may give, but is asked last, and is not moved slowly.
     pub(crate) eased: bool,
+    /// It waits in its pager.
+    pub(crate) stall: Option<Stall>,
     /// It was in distress lately, and what it has may well be on its way to being used.
     pub(crate) busy: bool,
     /// The target as it stands, changed as decisions fall.
@@ -56,6 +59,7 @@ impl<'a> Vm<'a> {
             available: Bytes::ZERO,
             signal: None,
             eased: false,
+            stall: None,
             busy: false,
             target: sizes.clamp(sample.target.0).0,
             reason: Reason::Steady,
@@ -65,6 +69,7 @@ impl<'a> Vm<'a> {
         } else {
             vm.forget_guest();
         }
+        vm.judge_stall(now, config);
         vm.judge_distress(now, config);
         vm.judge_progress(now, config);
         vm.note_baseline();
@@ -79,9 +84,12 @@ impl<'a> Vm<'a> {
         self.target.max(self.holds()).plus(self.sample.overhead)
     }
 
-    /// What it holds. A guest without a driver was told of all its memory but has not touched it; there the
-    /// host's own count is the better measure.
+    /// What it holds, or may come to hold without being asked. Where a pager enforces a limit that is it. A guest without a
+    /// driver was told of all its memory but has not touched it; there the host's own count is the better measure.
     pub(crate) fn holds(&self) -> Bytes {
+        if let Some(limit) = self.limit() {
+            return limit;
+        }
         match (self.sample.link, self.sample.resident) {
             (Link::NoDriver, Some(resident)) => resident.min(self.sample.sizes.maxmem()),
             (Link::NoDriver, None) => self.sample.sizes.maxmem(),
@@ -92,7 +100,7 @@ impl<'a> Vm<'a> {
     /// Memory that is on its way back: asked for, not here yet, and still counted on.
     pub(crate) fn in_flight(&self) -> Bytes {
         let counted_on = self.sample.link == Link::Up && !self.history.stuck.is_some_and(|s| s.now);
-        if counted_on { self.sample.actual.0.minus(self.target) } else { Bytes::ZERO }
+        if counted_on { self.holds().minus(self.target) } else { Bytes::ZERO }
     }
 
     /// Whether the arbiter may move it at all.
@@ -193,6 +201,10 @@ impl<'a> Vm<'a> {
     }
 
     fn judge_distress(&mut self, now: MonoTime, config: &Config) {
+        if let (Some(_), Some(VmState::Distressed)) = (self.stall, self.stalled_state()) {
+            self.signal = Some(Signal::Exhausted);
+            return;
+        }
         if self.sample.link != Link::Up {
             return;
         }
@@ -223,7 +235,8 @@ impl<'a> Vm<'a> {
         // What a guest was given, it may be about to use; one that has half of what it holds to spare has freed it.
         let freed = self.available >= Bytes(actual.0 / 2);
         let lately = self.history.hurt.is_some_and(|at| now.millis_since(at) <= config.idle_after_ms);
-        self.eased = self.history.eased.is_some() && !freed;
+        // One that waited in its pager a moment ago is not asked to give back at once what ended that.
+        self.eased = (self.history.eased.is_some() && !freed) || self.history.exhausted.is_some();
         self.busy = lately && !freed;
         if self.signal.is_none() {
             self.history.pleas = 0;
@@ -249,6 +262,11 @@ impl<'a> Vm<'a> {
     /// Judges by rate whether a guest that was asked to move does so.
     fn judge_progress(&mut self, now: MonoTime, config: &Config) {
         let (actual, target) = (self.sample.actual.0, self.sample.target.0);
+        if self.stall.is_some() {
+            // A guest that stands still cannot move its balloon.
+            self.history.window = None;
+            return;
+        }
         let shrinking = actual > target;
         let gap = actual.minus(target).plus(target.minus(actual));
         if self.sample.link != Link::Up || gap < config.least_move {
@@ -312,13 +330,15 @@ impl<'a> Vm<'a> {
 
     fn name_state(&mut self, now: MonoTime) {
         let stuck = self.history.stuck.filter(|s| s.now);
-        let (state, reason) = match (self.sample.link, self.sample.hold, stuck, self.signal) {
+        let (link, hold, stalled) = (self.sample.link, self.sample.hold, self.stalled_state());
+        let (state, reason) = match (link, hold, stalled, stuck, self.signal) {
             (Link::Unreachable, ..) => (VmState::Unreachable, Reason::Unreachable),
             (_, Some(hold), ..) => (VmState::Held, Reason::Held { hold: self.sample.sizes.clamp(hold.0) }),
+            (_, None, Some(stalled), ..) => (stalled, Reason::Steady),
             (Link::NoDriver, ..) => (VmState::NoDriver, Reason::NoDriver),
-            (Link::Up, None, Some(stuck), _) => (VmState::Stuck, self.stuck_reason(&stuck, now)),
-            (Link::Up, None, None, Some(_)) => (VmState::Distressed, Reason::Steady),
-            (Link::Up, None, None, None) => (VmState::Ok, Reason::Steady),
+            (Link::Up, None, None, Some(stuck), _) => (VmState::Stuck, self.stuck_reason(&stuck, now)),
+            (Link::Up, None, None, None, Some(_)) => (VmState::Distressed, Reason::Steady),
+            (Link::Up, None, None, None, None) => (VmState::Ok, Reason::Steady),
         };
         self.state = state;
         self.reason = reason;

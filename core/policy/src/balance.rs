@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use plimsoll_model::{HostSample, Reason, VmState};
+use plimsoll_model::{HostSample, Link, Reason, VmState};
 use plimsoll_units::{Bytes, MemTarget, MonoTime, Ppm};
 
 use crate::assess::Vm;
@@ -94,10 +94,10 @@ impl<'c> Balance<'c> {
             } else if stuck {
                 // Not asked any further, and given no more than it has, so that it cannot wake up and take
                 // what was given away meanwhile.
-                vm.sample.sizes.clamp(vm.sample.actual.0).0
+                vm.sample.sizes.clamp(vm.sample.actual.0.min(vm.holds())).0
             } else if let Some(proposed) = vm.voluntary().filter(|_| vm.state == VmState::Ok) {
                 proposed
-            } else if vm.history.seeks && vm.movable() {
+            } else if vm.history.seeks && (vm.movable() || vm.is_enforced()) {
                 vm.sample.sizes.memory()
             } else {
                 continue;
@@ -109,7 +109,7 @@ impl<'c> Balance<'c> {
                 } else if vm.history.seeks && !stuck && vm.state != VmState::Held {
                     vm.reason = Reason::Baseline { memory: wanted };
                 }
-                self.in_flight = self.in_flight.plus(vm.sample.actual.0.min(vm.target).minus(wanted));
+                self.in_flight = self.in_flight.plus(coming_back(vm, wanted));
                 vm.target = wanted;
             }
         }
@@ -219,8 +219,7 @@ impl<'c> Balance<'c> {
             return Bytes::ZERO;
         }
         // Only what it really holds comes back; the rest was a promise that is taken back.
-        let held = vm.sample.actual.0.min(before).minus(to);
-        self.in_flight = self.in_flight.plus(held);
+        self.in_flight = self.in_flight.plus(coming_back(vm, to));
         vm.target = to;
         vm.reason = reason;
         before.minus(to)
@@ -278,13 +277,30 @@ pub(crate) fn grant_cost(vm: &Vm<'_>, wanted: Bytes) -> Bytes {
     wanted.minus(vm.target.max(vm.holds()))
 }
 
-/// What a VM holds above `level`, its floor in any case; only of VMs that can be moved.
+/// What will come back of a VM whose target is lowered to `to`. Of a guest without a driver that is not known.
+fn coming_back(vm: &Vm<'_>, to: Bytes) -> Bytes {
+    let holds = match (vm.sample.link, vm.limit()) {
+        (Link::NoDriver, Some(_)) => Bytes::ZERO,
+        (_, Some(limit)) => limit,
+        (_, None) => vm.sample.actual.0,
+    };
+    holds.min(vm.target).minus(to)
+}
+
+/// What a VM holds above `level`, its floor in any case; only of VMs that can be moved, and whose guest gives it back.
 fn above(vm: &Vm<'_>, level: Bytes) -> Bytes {
-    if vm.movable() { vm.target.minus(level.max(vm.sample.sizes.floor())) } else { Bytes::ZERO }
+    if vm.movable() && vm.sample.link == Link::Up {
+        vm.target.minus(level.max(vm.sample.sizes.floor()))
+    } else {
+        Bytes::ZERO
+    }
 }
 
 /// The distress reason with its numbers.
 pub(crate) fn distress_reason(config: &Config, vm: &Vm<'_>, granted: Bytes) -> Reason {
+    if let Some(stall) = vm.stall {
+        return vm.stall_reason(stall, granted);
+    }
     let signal = vm.signal.unwrap_or(plimsoll_model::Signal::Available);
     Reason::Distress {
         signal,

@@ -34,6 +34,11 @@ pub struct Config {
     /// ... but at least this share of what it holds, so that it need not ask again at once. If it does, twice and four
     /// times that: who is held back shows no growth.
     pub demand_least: Ppm,
+    /// A guest that waits in its pager is given this share of what it may have on top of that, ...
+    pub exhausted_share: Ppm,
+    /// ... and this much at least. Both are doubled each time it waits again. Higher: a guest that touches all its
+    /// memory is there sooner, and holds more that it may never need.
+    pub exhausted_least: Bytes,
     /// Page cache that was read again after it was given up counts as needed; this share of it is forgotten each
     /// second. 1/32: a half-life of 22 s, longer than a program's usual pause.
     pub cache_fade: Ppm,
@@ -89,6 +94,8 @@ impl Default for Config {
             guest_stall: Ppm(200_000),
             demand_ahead_ms: 3_000,
             demand_least: Ppm(125_000),
+            exhausted_share: Ppm(125_000),
+            exhausted_least: Bytes::mib(8),
             cache_fade: Ppm(31_250),
             distress_quiet_ms: 3_000,
             stats_max_age_ms: 5_000,

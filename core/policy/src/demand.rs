@@ -183,6 +183,9 @@ impl Vm<'_> {
     /// What a guest in distress should have: what it will use at the pace at which it is growing, and never little
     /// enough that it must ask again at once. All it was told of where nobody measures it that closely.
     pub(crate) fn wanted(&self, config: &Config) -> Bytes {
+        if let Some(stall) = self.stall {
+            return stall.want;
+        }
         let maxmem = self.sample.sizes.maxmem();
         let (Source::Agent, Some(need), Some(used)) = (self.source, self.need, self.history.used) else {
             return maxmem;

@@ -7,6 +7,7 @@ use plimsoll_units::{Bytes, MonoTime};
 use serde::{Deserialize, Serialize};
 
 use crate::demand::Used;
+use crate::exhausted::Exhausted;
 use crate::selfballoon::{TotalRam, Voluntary};
 
 /// Everything that is remembered. It is part of the journal, so that any stretch of it can be replayed.
@@ -50,6 +51,9 @@ pub(crate) struct VmHistory {
     pub(crate) eased: Option<MonoTime>,
     /// In how many reports in a row it was in distress: what it was given was not enough.
     pub(crate) pleas: u32,
+    /// It has waited in its pager lately.
+    #[serde(default)]
+    pub(crate) exhausted: Option<Exhausted>,
     /// Its baseline at the last tick: a new one is sought at once.
     pub(crate) memory: Bytes,
     /// A new baseline was set and is not reached yet.
@@ -99,6 +103,7 @@ impl VmHistory {
             hurt: None,
             eased: None,
             pleas: 0,
+            exhausted: None,
             memory,
             seeks: false,
             window: None,

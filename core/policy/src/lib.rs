@@ -9,6 +9,7 @@
 //! * what is granted at a tick was free at that tick: claims never grow beyond the budget;
 //! * a guest in distress is answered in the same tick: with all it wants (maxmem, where no agent measures it) if that is
 //!   free, else by asking those that can spare it, and it is given what arrives by the tick that sees it arrive;
+//! * a guest that waits in its pager (populate-on-demand) is more urgent than any other, with a balloon driver or without;
 //! * a guest that does not move, by rate, is not counted on, and is left alone for longer each time;
 //! * a guest's own proposal (self-ballooning) lowers its target and raises it as far as there is room, and yields to
 //!   pins, to its distress and to a host that is short;
@@ -26,6 +27,7 @@ mod assess;
 mod balance;
 mod config;
 mod demand;
+mod exhausted;
 mod history;
 pub mod selfballoon;
 mod share;
@@ -68,7 +70,7 @@ pub fn decide(snapshot: &Snapshot, config: &Config, history: &mut History) -> Pl
         HostState::Ample
     };
     let waiting = unmet.min(balance.in_flight);
-    let plan = write_up(&vms, config, host, balance.claimed, waiting);
+    let plan = write_up(&vms, &balance, host, waiting);
     history.vms = vms.into_iter().map(|vm| vm.history).collect();
     plan
 }
@@ -123,6 +125,8 @@ fn urgent_want(vm: &Vm<'_>, config: &Config) -> Bytes {
         (VmState::Held, Reason::Held { hold }) => hold.0,
         (VmState::Distressed, _) => vm.wanted(config),
         (VmState::Ok, _) => calm_want(vm),
+        // No driver is needed for it: it boots with what it was promised to begin with, and waits with no less.
+        _ if vm.is_enforced() => vm.target.max(vm.sample.sizes.memory()),
         _ => vm.target,
     }
 }
@@ -145,11 +149,16 @@ fn calm_reason(vm: &Vm<'_>) -> Reason {
     match vm.need {
         _ if vm.voluntary().is_some() => vm.proposal(),
         Some(need) if !vm.history.seeks => Reason::WorkingSet { need, cache: vm.history.cache },
-        _ => Reason::Baseline { memory: vm.sample.sizes.memory() },
+        _ => baseline_reason(vm),
     }
 }
 
-/// Grants what is free: pins first, then distress (up to the baselines before beyond them), then what others want.
+fn baseline_reason(vm: &Vm<'_>) -> Reason {
+    Reason::Baseline { memory: vm.sample.sizes.memory() }
+}
+
+/// Grants what is free: pins first, then those that wait in their pagers, then distress (up to the baselines before beyond
+/// them), then what others want.
 fn grant_all(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
     let config = balance.config;
     let only = |state: VmState, want: fn(&Vm<'_>, &Config) -> Bytes| {
@@ -158,8 +167,18 @@ fn grant_all(balance: &mut Balance<'_>, vms: &mut [Vm<'_>]) {
     let baseline = |vm: &Vm<'_>, _: &Config| vm.sample.sizes.memory();
     let distress = |vm: &Vm<'_>, granted: Bytes| distress_reason(config, vm, granted);
     balance.grant(vms, only(VmState::Held, urgent_want), |vm, _| vm.reason);
+    // Who waits in its pager stands still; who is in distress only suffers.
+    let waits = |want: fn(&Vm<'_>, &Config) -> Bytes| {
+        move |vm: &Vm<'_>| {
+            let answered = matches!(vm.state, VmState::Distressed | VmState::Stalled);
+            if answered && vm.stall.is_some() { want(vm, config) } else { vm.target }
+        }
+    };
+    balance.grant(vms, waits(baseline), distress);
+    balance.grant(vms, waits(urgent_want), distress);
     balance.grant(vms, only(VmState::Distressed, baseline), distress);
     balance.grant(vms, only(VmState::Distressed, urgent_want), distress);
+    balance.grant(vms, only(VmState::NoDriver, urgent_want), |vm, _| baseline_reason(vm));
     balance.grant(vms, only(VmState::Ok, urgent_want), |vm, _| calm_reason(vm));
 }
 
@@ -208,12 +227,13 @@ fn slow_moves(balance: &mut Balance<'_>, vms: &mut [Vm<'_>], history: &mut Histo
         }
     };
     balance.keep_slack(|balance| {
-        balance.grant(vms, up, |vm, _| Reason::Baseline { memory: vm.sample.sizes.memory() });
+        balance.grant(vms, up, |vm, _| baseline_reason(vm));
     });
 }
 
 /// Writes the plan: actions, shrinking ones first, and a verdict for each VM.
-fn write_up(vms: &[Vm<'_>], config: &Config, host: HostState, claimed: Bytes, waiting: Bytes) -> Plan {
+fn write_up(vms: &[Vm<'_>], balance: &Balance<'_>, host: HostState, waiting: Bytes) -> Plan {
+    let coming = balance.in_flight > Bytes::ZERO;
     let mut actions: Vec<Action> = vms
         .iter()
         .filter(|vm| vm.sample.target.0 != vm.target && vm.state != VmState::Unreachable)
@@ -227,17 +247,16 @@ fn write_up(vms: &[Vm<'_>], config: &Config, host: HostState, claimed: Bytes, wa
     actions.sort_by_key(|a| a.to > a.from);
     let verdicts = vms
         .iter()
-        .map(|vm| Verdict {
-            vm: vm.sample.id,
-            state: vm.state,
-            source: vm.source,
-            need: vm.need,
-            spare: vm.spare(),
-            reason: match (vm.state, vm.reason) {
-                (VmState::Distressed, Reason::Steady) => distress_reason(config, vm, Bytes::ZERO),
-                (_, reason) => reason,
-            },
+        .map(|vm| {
+            let (state, reason) = vm.stall_verdict(coming).unwrap_or_else(|| match (vm.state, vm.reason) {
+                (VmState::Distressed, Reason::Steady) => {
+                    (vm.state, distress_reason(balance.config, vm, Bytes::ZERO))
+                }
+                (state, reason) => (state, reason),
+            });
+            let spare = vm.spare();
+            Verdict { vm: vm.sample.id, state, source: vm.source, need: vm.need, spare, reason }
         })
         .collect();
-    Plan { host, claimed, actions, verdicts, waiting }
+    Plan { host, claimed: balance.claimed, actions, verdicts, waiting }
 }

@@ -6,6 +6,7 @@
 //! * [`wire`]: the messages. The keeper uses this part alone.
 //! * [`layout`]: what a keeper and its back end share, so that a back end may be killed between any two
 //!   stores and its successor goes on.
+//! * [`handover`]: what a keeper gives a back end to begin with, also one that serves no device.
 //!
 //! What it does not do: it knows no device, opens nothing, and never waits; whoever owns a [`Session`] polls
 //! the descriptors it names.
@@ -27,6 +28,7 @@ mod device;
 pub mod handover;
 pub mod layout;
 mod memory;
+mod polls;
 mod ring;
 mod session;
 mod slot;
@@ -35,6 +37,7 @@ pub mod wire;
 
 pub use device::{Chain, Device, Outcome};
 pub use memory::{MappedRegion, Memory, MemoryError};
+pub use polls::Polls;
 pub use ring::{Ring, RingError, RingPlace};
 pub use session::{Session, SessionError};
 pub use throttle::Throttle;

@@ -36,6 +36,9 @@ pub struct Config {
     pub sweep_goal: Option<PageCount>,
     /// What pages count as in which the VMM made holes ([`Pager::hint`](crate::Pager::hint)).
     pub holes_are: RemovedBy,
+    /// Frames of 2 MiB at the beginning of the memory that [`Pager::reset`](crate::Pager::reset) leaves as they are, because firmware
+    /// begins in what it left there ([`plimsoll_frames::Ledger::keep_at_reboot`]); 0 by default.
+    pub kept_frames: u64,
     /// What the guest promised about pages in the balloon, until [`Pager::set_reuse`](crate::Pager::set_reuse).
     pub reuse: Reuse,
     /// What becomes of the guest when nobody serves it any more: as agreed with the VMM.
@@ -56,6 +59,7 @@ impl Config {
             sweep_goal: None,
             // Pages of which nobody hears when the guest takes them back; the ledger leaves them alone until it does.
             holes_are: RemovedBy::Balloon,
+            kept_frames: 0,
             reuse: Reuse::AtOnce,
             on_pager_loss: OnPagerLoss::Stall,
             around_discard: None,

@@ -238,6 +238,7 @@ fn shared<W: AsRef<[AtomicU64]>>(
         return Err(StartError::NotWhole { range, size });
     }
     let key = file.key().map_err(failed("device and inode"))?;
+    ledger.keep_at_reboot(config.kept_frames);
     let space = ledger.add_space_on_demand(key, PageCount(file.pages()), Granule::Page)?;
     Ok(Shared {
         filler: Filler::new(config.huge_pages, config.scrub),

@@ -27,6 +27,8 @@ pub enum Event {
     Reset {
         /// Whether the guest asked for it.
         guest: bool,
+        /// When, by the host's wall clock as QEMU read it, in microseconds since 1970; `None` if it does not say.
+        at_us: Option<u64>,
     },
     /// `SHUTDOWN`: the machine is going down.
     Shutdown {
@@ -48,13 +50,19 @@ struct BalloonData {
 }
 
 #[derive(Deserialize)]
+struct Timestamp {
+    seconds: u64,
+    microseconds: u64,
+}
+
+#[derive(Deserialize)]
 struct GuestData {
     guest: bool,
 }
 
 impl Event {
-    /// The event of that name with that data, the text of a JSON object.
-    pub(crate) fn from_wire(name: &str, data: Option<&str>) -> Self {
+    /// The event of that name with that data and that time, both texts of JSON objects.
+    pub(crate) fn from_wire(name: &str, data: Option<&str>, timestamp: Option<&str>) -> Self {
         let guest = || read::<GuestData>(data).map(|d| d.guest);
         let known = match name {
             "BALLOON_CHANGE" => {
@@ -62,13 +70,18 @@ impl Event {
             }
             "STOP" => Some(Self::Stop),
             "RESUME" => Some(Self::Resume),
-            "RESET" => guest().map(|guest| Self::Reset { guest }),
+            "RESET" => guest().map(|guest| Self::Reset { guest, at_us: moment(timestamp) }),
             "SHUTDOWN" => guest().map(|guest| Self::Shutdown { guest }),
             "POWERDOWN" => Some(Self::Powerdown),
             _ => None,
         };
         known.unwrap_or_else(|| Self::Other { name: shorten(name.to_owned(), KEPT_TEXT) })
     }
+}
+
+fn moment(timestamp: Option<&str>) -> Option<u64> {
+    let Timestamp { seconds, microseconds } = read(timestamp)?;
+    seconds.checked_mul(1_000_000)?.checked_add(microseconds)
 }
 
 fn read<'a, T: Deserialize<'a>>(data: Option<&'a str>) -> Option<T> {
@@ -108,20 +121,33 @@ mod test {
     fn events_as_qemu_writes_them() {
         let actual = MemTarget(Bytes::mib(64));
         assert_eq!(
-            Event::from_wire("BALLOON_CHANGE", Some(r#"{"actual": 67108864}"#)),
+            Event::from_wire("BALLOON_CHANGE", Some(r#"{"actual": 67108864}"#), None),
             Event::BalloonChange { actual }
         );
         let reset = r#"{"guest": false, "reason": "host-qmp-system-reset"}"#;
-        assert_eq!(Event::from_wire("RESET", Some(reset)), Event::Reset { guest: false });
-        assert_eq!(Event::from_wire("SHUTDOWN", Some(r#"{"guest": true}"#)), Event::Shutdown { guest: true });
-        assert_eq!(Event::from_wire("STOP", None), Event::Stop);
+        let when = r#"{"seconds": 1795260309, "microseconds": 177678}"#;
+        let at_us = Some(1_795_260_309_177_678);
+        assert_eq!(Event::from_wire("RESET", Some(reset), Some(when)), Event::Reset { guest: false, at_us });
+        let shutdown = Event::from_wire("SHUTDOWN", Some(r#"{"guest": true}"#), None);
+        assert_eq!(shutdown, Event::Shutdown { guest: true });
+        assert_eq!(Event::from_wire("STOP", None, Some("7")), Event::Stop);
+    }
+
+    #[test]
+    fn a_time_that_is_none_is_left_out() {
+        let reset = Some(r#"{"guest": true}"#);
+        for when in [None, Some("{}"), Some("[]"), Some(r#"{"seconds": -1, "microseconds": -1}"#)] {
+            assert_eq!(Event::from_wire("RESET", reset, when), Event::Reset { guest: true, at_us: None });
+        }
+        let late = r#"{"seconds": 18446744073709551615, "microseconds": 1}"#;
+        assert_eq!(Event::from_wire("RESET", reset, Some(late)), Event::Reset { guest: true, at_us: None });
     }
 
     #[test]
     fn events_with_wrong_data_are_kept_by_name() {
         let name = || "BALLOON_CHANGE".to_owned();
         for data in [None, Some("{}"), Some(r#"{"actual": "1"}"#), Some(r#"{"actual": -1}"#), Some("[]")] {
-            assert_eq!(Event::from_wire("BALLOON_CHANGE", data), Event::Other { name: name() });
+            assert_eq!(Event::from_wire("BALLOON_CHANGE", data, None), Event::Other { name: name() });
         }
     }
 

@@ -109,6 +109,8 @@ struct Envelope<'a> {
     event: Option<Cow<'a, str>>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    timestamp: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -137,7 +139,8 @@ pub(crate) fn parse(line: &[u8]) -> Option<Message> {
             Some(Message::Reply { id: id()?, answer: Answer::Refused { class, desc } })
         }
         (None, None, None, Some(name)) => {
-            Some(Message::Event(Event::from_wire(&name, envelope.data.map(RawValue::get))))
+            let (data, timestamp) = (envelope.data.map(RawValue::get), envelope.timestamp.map(RawValue::get));
+            Some(Message::Event(Event::from_wire(&name, data, timestamp)))
         }
         _ => None,
     }

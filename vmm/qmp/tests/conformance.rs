@@ -149,7 +149,8 @@ mod test {
         assert_eq!(next(&mut client).await, Event::Stop);
         assert!(!client.query_status().await.unwrap().running);
         client.system_reset().await.unwrap();
-        assert_eq!(next(&mut client).await, Event::Reset { guest: false });
+        let reset = next(&mut client).await;
+        assert!(matches!(reset, Event::Reset { guest: false, at_us: Some(1..) }), "{reset:?}");
         client.system_powerdown().await.unwrap();
         assert_eq!(next(&mut client).await, Event::Powerdown);
         assert_eq!(client.events_dropped(), 0);

@@ -200,7 +200,8 @@ done
         uml.child.wait().unwrap();
         // The helpers outlive it, and hold what it held.
         let left = remains(pid, "kill").unwrap();
-        assert_eq!(kill_remains(pid, "kill").unwrap(), left);
+        // Those that it traced are ended by the kernel, a moment later.
+        assert!(left >= 1 && kill_remains(pid, "kill").unwrap() <= left, "{left}");
         assert!(poll(|| remains(pid, "kill").unwrap() == 0));
         // The kernel takes down sockets and memory a moment after the process was seen to end.
         let mconsole = uml.mconsole.clone().with_timeout(Duration::from_millis(100));

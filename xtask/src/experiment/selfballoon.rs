@@ -162,7 +162,7 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     let settings = options.settings()?;
     let mut paper: Paper = Sheet::begin("selfballoon", &options.out, settings.clone())?;
     paper.note("times of QEMU are those of software emulation");
-    if let Some(busy) = busy() {
+    if let Some(busy) = sheet::busy() {
         out::say(&format!("note: {busy}"));
         paper.note(busy);
     }
@@ -178,19 +178,6 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     drop(kept);
     done?;
     conclude(options, &settings, &mut paper)
-}
-
-/// Says so when others use the machine: guests that wait for a processor give and take memory late.
-fn busy() -> Option<String> {
-    let load = std::fs::read_to_string("/proc/loadavg").ok()?;
-    let waiting: f64 = load.split_whitespace().next()?.parse().ok()?;
-    let processors = u32::try_from(std::thread::available_parallelism().ok()?.get()).ok()?;
-    let busy = waiting > f64::from(processors);
-    busy.then(|| {
-        format!(
-            "the machine was busy with other work at the start: load {waiting:.1}, {processors} processors"
-        )
-    })
 }
 
 /// Memory for every guest at its full size and its VMM, and twice as much: nobody has to give for another.

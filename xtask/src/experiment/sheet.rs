@@ -128,6 +128,19 @@ impl Machine {
     }
 }
 
+/// Says so when others use the machine: what waits for a processor is late, and measures the others.
+pub(crate) fn busy() -> Option<String> {
+    let load = std::fs::read_to_string("/proc/loadavg").ok()?;
+    let waiting: f64 = load.split_whitespace().next()?.parse().ok()?;
+    let processors = u32::try_from(std::thread::available_parallelism().ok()?.get()).ok()?;
+    let busy = waiting > f64::from(processors);
+    busy.then(|| {
+        format!(
+            "the machine was busy with other work at the start: load {waiting:.1}, {processors} processors"
+        )
+    })
+}
+
 /// The commit that is measured.
 fn commit() -> String {
     let git = |words: &[&str]| run::quiet(Command::new("git").current_dir(paths::root()).args(words));

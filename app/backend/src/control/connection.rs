@@ -12,7 +12,7 @@ use super::request::{parse, text};
 /// How long a peer may take for the rest of a line, or to take its answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long an answer may wait for something to happen.
+/// How long an answer may wait for something to happen, whatever that is.
 pub(super) const WAIT: Duration = Duration::from_millis(AWAIT_AGENT_MS);
 
 /// One peer.

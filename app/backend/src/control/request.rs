@@ -11,7 +11,8 @@ pub(super) fn text(reply: &Reply) -> Vec<u8> {
 }
 
 /// The operations of this version.
-const OPS: [&str; 4] = ["status", "set_balloon", "stats_interval", "await_agent"];
+const OPS: [&str; 8] =
+    ["status", "set_balloon", "stats_interval", "await_agent", "set_target", "await_pager", "sweep", "reset"];
 
 pub(super) fn parse(line: &[u8]) -> Result<Request, Reply> {
     let bad = |id, message: String| Reply::error(id, ErrorKind::BadRequest, message);
@@ -53,6 +54,11 @@ mod test {
         assert_eq!(kind(br#"{"v":1,"id":7,"op":"set_balloon","pages":5}"#), None);
         assert_eq!(kind(br#"{"v":1,"id":7,"op":"await_agent","after":5}"#), None);
         assert_eq!(kind(br#"{"v":1,"id":7,"op":"await_agent"}"#), Some(ErrorKind::BadRequest));
+        assert_eq!(kind(br#"{"v":1,"id":7,"op":"set_target","target":4096}"#), None);
+        assert_eq!(kind(br#"{"v":1,"id":7,"op":"set_target"}"#), Some(ErrorKind::BadRequest));
+        assert_eq!(kind(br#"{"v":1,"id":7,"op":"await_pager","after":5}"#), None);
+        assert_eq!(kind(br#"{"v":1,"id":7,"op":"sweep"}"#), None);
+        assert_eq!(kind(br#"{"v":1,"id":7,"op":"reset"}"#), None);
         assert_eq!(kind(b"GET / HTTP/1.1"), Some(ErrorKind::BadRequest));
         assert_eq!(kind(b""), Some(ErrorKind::BadRequest));
         assert_eq!(kind(b"[1,2]"), Some(ErrorKind::BadVersion));

@@ -6,7 +6,7 @@ use clap::{Args as Group, ValueEnum};
 use plimsoll_model::VmName;
 use plimsoll_units::Bytes;
 
-use super::TuningArgs;
+use super::{PodArgs, TuningArgs};
 
 /// Which VMM runs a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -38,10 +38,14 @@ with the rights of whoever types this. Its files are in RUN_DIR/run/NAME: consol
 (a FIFO: what is written there is typed on its console) and its sockets.\n\n\
 A plimsoll-agent in the guest has a line to the host: in QEMU the virtio-serial port org.plimsoll.agent.0, in User Mode \
 Linux the serial line /dev/ttyS0. A guest without one is managed by what its balloon driver tells.\n\n\
+Where --memory is less than --maxmem, QEMU's guest is told of maxmem and its memory is populated on demand: it cannot come \
+to hold more than it is granted, whatever it does before its balloon driver is up, and waits where it tries. It needs a \
+userfaultfd; --no-pod does without, and leaves the limit to the balloon driver.\n\n\
 --disk hands plain raw images to the VMM (QEMU: virtio, UML: ubd); Plimsoll does not serve disks itself yet.\n\n\
 Examples:\n  \
 plimsoll run --name web --memory 256M --maxmem 1G --vmm uml --initrd web.cpio\n  \
 plimsoll run --name db --memory 512M --kernel vmlinuz --append 'root=/dev/vda1' --disk db.raw\n  \
+plimsoll run --name low --memory 256M --maxmem 512M --disk low.raw --on-exhausted wait\n  \
 plimsoll run --name try --memory 128M --kernel vmlinuz --initrd try.img --foreground\n  \
 plimsoll run --name own --memory 1G --disk own.raw --selfballooning --tune min_usable_mb=96\n  \
 plimsoll run --name net --memory 1G --disk net.raw --qemu-arg -nic --qemu-arg user"
@@ -83,6 +87,8 @@ pub(crate) struct RunArgs {
     /// Give the guest no line to the host for plimsoll-agent
     #[arg(long, conflicts_with = "selfballooning")]
     pub(crate) no_agent: bool,
+    #[command(flatten)]
+    pub(crate) pod: PodArgs,
     #[command(flatten)]
     pub(crate) tuning: TuningArgs,
     /// Put VMM and keeper into the memory cgroup GROUP/NAME; GROUP must exist

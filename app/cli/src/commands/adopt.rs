@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use hyper::Method;
 use plimsoll_api::http::{Endpoint, Register, VmView};
-use plimsoll_model::Sizes;
+use plimsoll_model::{OnExhausted, OnPagerLoss, Sizes};
 use plimsoll_qmp::{DEFAULT_TIMEOUT, QmpSocket};
 
 use super::Context;
@@ -26,11 +26,13 @@ async fn adopt(context: &Context, args: &AdoptArgs) -> anyhow::Result<VmView> {
     let sizes = sizes(args, Path::new(&qmp)).await?;
     let register = Register {
         name: args.name.clone(),
-        endpoint: Endpoint::Qemu { qmp, agent },
+        endpoint: Endpoint::Qemu { qmp, agent, pager: None },
         sizes,
         adopt: true,
         console: None,
         tunables,
+        on_exhausted: OnExhausted::default(),
+        on_pager_loss: OnPagerLoss::default(),
     };
     Ok(context.client.send(Method::POST, "/v1/vms", Some(&register)).await?)
 }

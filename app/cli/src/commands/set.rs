@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use hyper::Method;
 use plimsoll_api::http::Patch;
-use plimsoll_model::Tunables;
+use plimsoll_model::{OnExhausted, Tunables};
 use plimsoll_units::Bytes;
 
 use super::Context;
@@ -37,6 +37,7 @@ fn patch(changes: &[String]) -> Result<Patch, WrongUse> {
                 patch.memory.replace(memory).is_some()
             }
             "weight" => patch.weight.replace(weight(value)?).is_some(),
+            "on-exhausted" => patch.on_exhausted.replace(on_exhausted(value)?).is_some(),
             _ if Tunables::NAMES.contains(&key) => {
                 add_setting(&mut patch.tunables, key, value)?;
                 false
@@ -48,6 +49,11 @@ fn patch(changes: &[String]) -> Result<Patch, WrongUse> {
         }
     }
     Ok(patch)
+}
+
+fn on_exhausted(text: &str) -> Result<OnExhausted, WrongUse> {
+    let found = OnExhausted::ALL.into_iter().find(|one| one.to_string() == text);
+    found.ok_or_else(|| WrongUse(format!("cannot set on-exhausted: `{text}` is not grow, wait or stop")))
 }
 
 fn weight(text: &str) -> Result<u32, WrongUse> {
@@ -67,7 +73,10 @@ fn unknown(key: &str) -> String {
                 "cannot set {key}: `plimsoll hold NAME SIZE` pins a VM's target; memory= moves its baseline"
             )
         }
-        _ => match suggest::did_you_mean(key, ["memory", "weight"].into_iter().chain(Tunables::NAMES)) {
+        _ => match suggest::did_you_mean(
+            key,
+            ["memory", "weight", "on-exhausted"].into_iter().chain(Tunables::NAMES),
+        ) {
             Some(hint) => format!("cannot set {key}: there is no such key; {hint}"),
             None => format!(
                 "cannot set {key}: there is no such key; memory and weight can be set, and {}",
@@ -102,6 +111,10 @@ mod test {
         wrong(&["memory=-1"], "negative");
         wrong(&["memory=1000000000000000000000000000000"], "16 EiB");
         wrong(&["weight=0"], "1 to 10000");
+        assert_eq!(read(&["on-exhausted=wait"]).unwrap().on_exhausted, Some(OnExhausted::Wait));
+        wrong(&["on-exhausted=never"], "grow, wait or stop");
+        wrong(&["on-exhausted=wait", "on-exhausted=grow"], "twice");
+        wrong(&["on-exhausd=wait"], "did you mean on-exhausted?");
         wrong(&["memory=1G", "memory=2G"], "twice");
         wrong(&["selfbalooning=on"], "did you mean selfballooning?");
         wrong(&["selfballoon_interval=0"], "at least 1");

@@ -1,7 +1,8 @@
 //! `explain NAME`: why a VM has the memory it has, in sentences.
 
 use plimsoll_api::http::{Explain, HostView, Life, VmView};
-use plimsoll_model::{HostState, Source, VmState};
+use plimsoll_model::{HostState, OnPagerLoss, Reason, Source, Standstill, VmState};
+use plimsoll_units::Bytes;
 
 use super::size::short;
 use super::{clean, show, time};
@@ -9,7 +10,9 @@ use super::{clean, show, time};
 /// The whole answer.
 pub(crate) fn explain(told: &Explain, now_us: u64) -> String {
     let (vm, host) = (&told.vm, &told.host);
-    let mut lines = vec![what(vm), format!("Why: {}.", clean(&vm.reason_text)), guest(vm), host_says(host)];
+    let mut lines = vec![what(vm), format!("Why: {}.", clean(&vm.reason_text)), guest(vm)];
+    lines.extend(pager(vm));
+    lines.push(host_says(host));
     if let Some(problem) = &vm.problem {
         lines.push(format!("Problem: {}.", clean(problem)));
     }
@@ -64,6 +67,35 @@ fn guest(vm: &VmView) -> String {
     }
 }
 
+/// What is enforced, where something is.
+fn pager(vm: &VmView) -> Option<String> {
+    let pager = vm.pager?;
+    if pager.lost {
+        return Some(match pager.on_pager_loss {
+            OnPagerLoss::Stall => "Its pager is gone for good: nothing more is populated, and it stands still sooner or later.",
+            OnPagerLoss::Open => "Its pager is gone for good: nothing limits it but its balloon.",
+        }
+        .to_string());
+    }
+    let Some(status) = pager.status else {
+        return Some("Its memory is populated on demand; its pager has not been heard yet.".to_string());
+    };
+    let waits = status.stalled.map_or(String::new(), |stalled| {
+        format!(
+            " It has waited for more for {}, with {} faults; on-exhausted is {}.",
+            time::span(stalled.since_ms),
+            stalled.waiting,
+            pager.on_exhausted
+        )
+    });
+    Some(format!(
+        "Its memory is populated on demand: {} of the {} it may have are populated, {} were never touched.{waits}",
+        short(status.resident),
+        short(status.limit),
+        short(status.outstanding.bytes())
+    ))
+}
+
 fn host_says(host: &HostView) -> String {
     let state = match host.state {
         HostState::Ample => "The host has room",
@@ -82,6 +114,35 @@ fn host_says(host: &HostView) -> String {
     )
 }
 
+/// What lets a guest that waits for memory go on.
+fn what_would_help(vm: &VmView) -> String {
+    let (name, sizes) = (&vm.name, vm.sizes);
+    let why = if let Reason::Stalled { why, .. } = vm.reason { Some(why) } else { None };
+    let more = Bytes(vm.target.0.0.saturating_mul(2)).max(sizes.memory()).min(sizes.maxmem());
+    match why {
+        Some(Standstill::AtMaxmem) => {
+            "free memory on the host, or a higher limit of the VM's cgroup: its pager asks again by itself"
+                .to_string()
+        }
+        Some(Standstill::Held) => {
+            format!("`plimsoll hold {name} {}`, or `plimsoll release {name}`", short(more))
+        }
+        Some(Standstill::Stop) => {
+            "nothing: it is being stopped, as it was started with --on-exhausted stop".to_string()
+        }
+        Some(Standstill::NothingFree) => format!(
+            "memory given up by others (lower their `memory=`, release holds, stop one), or a larger budget; it goes on by itself \
+             then; `plimsoll stop {name} --kill` ends it"
+        ),
+        Some(Standstill::Wait) | None => format!(
+            "`plimsoll set {name} memory={}` (up to {}) lets it go on at once, `plimsoll set {name} on-exhausted=grow` by \
+             itself from now on; `plimsoll stop {name} --kill` ends it",
+            short(more),
+            sizes.maxmem()
+        ),
+    }
+}
+
 fn what_would_change(vm: &VmView, host: &HostView) -> String {
     let (name, sizes) = (&vm.name, vm.sizes);
     match vm.life {
@@ -97,6 +158,7 @@ fn what_would_change(vm: &VmView, host: &HostView) -> String {
     }
     match vm.state {
         VmState::Held => format!("`plimsoll release {name}`, or another `plimsoll hold {name} SIZE`"),
+        VmState::Stalled => what_would_help(vm),
         VmState::NoDriver => "the guest's loading its balloon driver (virtio_balloon)".to_string(),
         VmState::Unreachable => {
             format!("an answer from its VMM; `plimsoll events {name}` tells since when there is none")

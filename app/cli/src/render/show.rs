@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use plimsoll_api::http::{BackendView, Change, Endpoint, HostView, ProcessRef, VmView};
+use plimsoll_api::http::{BackendView, Change, Endpoint, HostView, PagerView, ProcessRef, VmView};
 use plimsoll_model::{AgentStats, GuestStats, Link, Tunables};
 use plimsoll_units::{Bytes, Ppm};
 
@@ -18,6 +18,9 @@ pub(crate) fn vm(vm: &VmView, now_us: u64) -> String {
     group(&mut text, "self-ballooning", &tunable_facts(vm));
     if let Some(backend) = &vm.backend {
         group(&mut text, "back end", &backend_facts(backend));
+    }
+    if let Some(pager) = &vm.pager {
+        group(&mut text, "populated on demand", &pager_facts(pager));
     }
     group(&mut text, "processes", &process_facts(vm));
     let change = vm.last_change.as_ref().map_or("none yet".to_string(), |c| change_line(c, now_us));
@@ -221,13 +224,54 @@ fn backend_facts(backend: &BackendView) -> Vec<(&'static str, String)> {
     ]
 }
 
+fn pager_facts(pager: &PagerView) -> Vec<(&'static str, String)> {
+    let mut facts = vec![
+        ("on-exhausted", pager.on_exhausted.to_string()),
+        ("on-pager-loss", pager.on_pager_loss.to_string()),
+    ];
+    if pager.lost {
+        facts.push(("pager", "gone for good".to_string()));
+    }
+    let (Some(status), Some(age)) = (&pager.status, pager.age_ms) else {
+        facts.push(("pager", "not heard yet".to_string()));
+        return facts;
+    };
+    let stalled = status.stalled.map_or("no".to_string(), |stalled| {
+        format!("for {}, {} faults", time::span(stalled.since_ms), stalled.waiting)
+    });
+    facts.extend([
+        ("heard", format!("{} ago, started {} times", time::span(age), pager.epoch)),
+        ("may have", short(status.limit)),
+        ("has", short(status.resident)),
+        ("outstanding", short(status.outstanding.bytes())),
+        ("waits", stalled),
+        ("stalls", status.stalls.to_string()),
+        (
+            "populated",
+            format!(
+                "{} frames, {} pages; {} faults",
+                status.populated_frames, status.populated_pages, status.faults
+            ),
+        ),
+        (
+            "sweeps",
+            format!("{}, {} pages, {} whole frames", status.sweeps, status.swept_pages, status.swept_frames),
+        ),
+    ]);
+    facts
+}
+
 fn process_facts(vm: &VmView) -> Vec<(&'static str, String)> {
     let pid = |process: Option<ProcessRef>| {
         process.map_or("not known".to_string(), |process| format!("pid {}", process.pid))
     };
     let mut facts = match &vm.endpoint {
-        Endpoint::Qemu { qmp, .. } => {
-            vec![("vmm", format!("qemu, {}", pid(vm.vmm))), ("qmp socket", clean(qmp))]
+        Endpoint::Qemu { qmp, pager, .. } => {
+            let mut facts = vec![("vmm", format!("qemu, {}", pid(vm.vmm))), ("qmp socket", clean(qmp))];
+            if let Some(control) = pager {
+                facts.extend([("keeper", pid(vm.keeper)), ("control socket", clean(control))]);
+            }
+            facts
         }
         Endpoint::Uml { control } => vec![
             ("vmm", format!("uml, {}", pid(vm.vmm))),

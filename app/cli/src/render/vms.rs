@@ -1,11 +1,11 @@
 //! The host's line, the table of VMs, and a VM in one line.
 
 use plimsoll_api::http::{HostView, Life, ListView, VmView};
-use plimsoll_model::{Reason, VmState};
+use plimsoll_model::{Reason, Standstill, VmState};
 
-use super::clean;
 use super::size::{maybe, short};
 use super::table::{Align, Table, cut};
+use super::{clean, time};
 
 /// The host's line and the table of `list` and `top`.
 pub(crate) fn list(list: &ListView, width: Option<usize>) -> String {
@@ -105,6 +105,11 @@ pub(crate) fn reason(reason: &Reason) -> String {
         Reason::Baseline { .. } => "baseline".to_string(),
         Reason::Distress { granted, .. } if granted.0 == 0 => "distressed, nothing to grant".to_string(),
         Reason::Distress { granted, .. } => format!("distressed, +{}", short(*granted)),
+        Reason::Exhausted { granted, .. } if granted.0 == 0 => "waits for memory, which comes".to_string(),
+        Reason::Exhausted { granted, .. } => format!("waited for memory, +{}", short(*granted)),
+        Reason::Stalled { stalled_ms, why, .. } => {
+            format!("waits for memory since {}: {}", time::span(*stalled_ms), standstill(*why))
+        }
         Reason::GivesToOthers { .. } => "gives to others".to_string(),
         Reason::BackToBaselineForOthers { .. } => "back to baseline".to_string(),
         Reason::OverBudget { .. } => "over budget".to_string(),
@@ -118,6 +123,17 @@ pub(crate) fn reason(reason: &Reason) -> String {
     }
 }
 
+/// Why nothing is done about a guest that waits, in a few words.
+const fn standstill(why: Standstill) -> &'static str {
+    match why {
+        Standstill::Held => "held",
+        Standstill::Wait => "on-exhausted=wait",
+        Standstill::Stop => "to be stopped",
+        Standstill::NothingFree => "nothing is free",
+        Standstill::AtMaxmem => "the kernel has none",
+    }
+}
+
 /// What `set`, `hold`, `release`, `adopt` answer: the VM as it is now.
 pub(crate) fn one_line(vm: &VmView) -> String {
     let held = match vm.hold {
@@ -126,7 +142,11 @@ pub(crate) fn one_line(vm: &VmView) -> String {
     };
     let state = match vm.state {
         VmState::Ok | VmState::Held => String::new(),
-        VmState::Distressed | VmState::Stuck | VmState::NoDriver | VmState::Unreachable => {
+        VmState::Distressed
+        | VmState::Stuck
+        | VmState::Stalled
+        | VmState::NoDriver
+        | VmState::Unreachable => {
             format!(", {}", vm.state)
         }
     };
@@ -179,6 +199,7 @@ pub(crate) mod test {
             keeper: None,
             console: None,
             backend: None,
+            pager: None,
             problem: None,
             last_change: None,
         }

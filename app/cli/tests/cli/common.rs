@@ -201,6 +201,7 @@ pub(crate) fn vm(name: &str, endpoint: Endpoint, sizes: Sizes) -> VmView {
         keeper: None,
         console: None,
         backend: None,
+        pager: None,
         problem: None,
         last_change: None,
     }

@@ -291,7 +291,8 @@ fn a_qmp_socket_without_qemu_is_named_when_sizes_must_be_asked() {
         .current_dir(daemon.run_dir())
         .output();
     assert_eq!(Told::of(told.unwrap()).answer().lines().count(), 1);
-    assert_eq!(daemon.world().vms["new"].endpoint, Endpoint::Qemu { qmp: path.to_string(), agent: None });
+    let endpoint = Endpoint::Qemu { qmp: path.to_string(), agent: None, pager: None };
+    assert_eq!(daemon.world().vms["new"].endpoint, endpoint);
     let sizes = ["--memory", "64M", "--maxmem", "32M"];
     daemon
         .run(&[&["adopt", "--name", "two", "--qmp", path][..], &sizes].concat())

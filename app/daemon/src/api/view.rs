@@ -1,6 +1,6 @@
 //! What is known, as the API shows it.
 
-use plimsoll_api::http::{AgentView, Explain, HostView, ListView, VmView};
+use plimsoll_api::http::{AgentView, Explain, HostView, ListView, PagerView, VmView};
 use plimsoll_model::{Link, Reason, Source, VmName, VmState};
 use plimsoll_units::{Bytes, MonoTime};
 
@@ -45,9 +45,21 @@ pub(crate) fn vm(vm: &Vm, now: MonoTime) -> VmView {
         keeper: saved.keeper,
         console: saved.console.clone(),
         backend: vm.seen.as_ref().and_then(|seen| seen.backend),
+        pager: pager(vm, now),
         problem: vm.problem.clone(),
         last_change: vm.changes.front().cloned(),
     }
+}
+
+fn pager(vm: &Vm, now: MonoTime) -> Option<PagerView> {
+    vm.is_pod().then(|| PagerView {
+        on_exhausted: vm.saved.on_exhausted,
+        on_pager_loss: vm.saved.on_pager_loss,
+        lost: vm.keeper_gone,
+        epoch: vm.pager.map_or(0, |pager| pager.epoch),
+        age_ms: vm.pager.map(|pager| now.millis_since(pager.at)),
+        status: vm.pager.map(|pager| pager.status),
+    })
 }
 
 /// The arbiter's word; before the first tick that saw the VM, what its connection says.

@@ -25,6 +25,8 @@ pub(crate) struct RawPolicy {
     guest_stall: Option<Share>,
     demand_ahead: Option<Millis>,
     demand_least: Option<Share>,
+    exhausted_share: Option<Share>,
+    exhausted_least: Option<Size>,
     cache_fade: Option<Share>,
     distress_quiet: Option<Millis>,
     stats_max_age: Option<Millis>,
@@ -60,6 +62,8 @@ impl RawPolicy {
             guest_stall: share(self.guest_stall, d.guest_stall),
             demand_ahead_ms: millis(self.demand_ahead, d.demand_ahead_ms),
             demand_least: share(self.demand_least, d.demand_least),
+            exhausted_share: share(self.exhausted_share, d.exhausted_share),
+            exhausted_least: size(self.exhausted_least, d.exhausted_least),
             cache_fade: share(self.cache_fade, d.cache_fade),
             distress_quiet_ms: millis(self.distress_quiet, d.distress_quiet_ms),
             stats_max_age_ms: millis(self.stats_max_age, d.stats_max_age_ms),
@@ -96,6 +100,11 @@ fn sensible(policy: &Policy) -> Result<(), (&'static str, String)> {
     if policy.least_move < Bytes::kib(64) {
         return Err(("policy.least-move", format!("{} is less than 64K", policy.least_move)));
     }
+    if policy.exhausted_least < Bytes::mib(1) {
+        let message =
+            format!("{} is less than 1M: a guest would wait for every page", policy.exhausted_least);
+        return Err(("policy.exhausted-least", message));
+    }
     if policy.stuck_window_ms < 1000 {
         return Err(("policy.stuck-window", "less than 1s, the pace at which guests are looked at".into()));
     }
@@ -127,6 +136,8 @@ pub(crate) fn entries(p: &Policy) -> Vec<(&'static str, String)> {
         ("guest-stall", share(p.guest_stall)),
         ("demand-ahead", millis(p.demand_ahead_ms)),
         ("demand-least", share(p.demand_least)),
+        ("exhausted-share", share(p.exhausted_share)),
+        ("exhausted-least", size(p.exhausted_least)),
         ("cache-fade", share(p.cache_fade)),
         ("distress-quiet", millis(p.distress_quiet_ms)),
         ("stats-max-age", millis(p.stats_max_age_ms)),

@@ -6,7 +6,7 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use plimsoll_api::control::{
-    AWAIT_AGENT_MS, ControlError, MAX_LINE, Op, Outcome, Reply, Request, Status, VERSION,
+    AWAIT_AGENT_MS, AWAIT_PAGER_MS, ControlError, MAX_LINE, Op, Outcome, Reply, Request, Status, VERSION,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -117,11 +117,17 @@ impl Connection {
 
     /// Asks and waits for the answer. After a failure the connection is of no more use.
     pub(crate) async fn exchange(&mut self, op: Op) -> Result<Result<Status, ControlError>, Failure> {
-        let after = if let Op::AwaitAgent { .. } = op {
-            REQUEST_TIMEOUT + Duration::from_millis(AWAIT_AGENT_MS)
-        } else {
-            REQUEST_TIMEOUT
+        let waits_ms = match op {
+            Op::AwaitAgent { .. } => AWAIT_AGENT_MS,
+            Op::AwaitPager { .. } => AWAIT_PAGER_MS,
+            Op::Status
+            | Op::SetBalloon { .. }
+            | Op::StatsInterval { .. }
+            | Op::SetTarget { .. }
+            | Op::Sweep
+            | Op::Reset => 0,
         };
+        let after = REQUEST_TIMEOUT + Duration::from_millis(waits_ms);
         match timeout_at(Instant::now() + after, self.converse(op)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure::Timeout { path: self.path.clone(), after }),

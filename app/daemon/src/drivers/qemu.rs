@@ -10,7 +10,9 @@ use plimsoll_qmp::{BalloonDevice, BalloonStats, Event, QmpClient, QmpError, QmpS
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
 
 use super::agent::Ear;
+use super::anew::Anew;
 use super::backoff::Backoff;
+use super::pager::PagerSlot;
 use super::slot::{Errand, ErrandSlip};
 use super::{Observation, PeerId, Slot};
 use crate::clock;
@@ -31,6 +33,12 @@ const STATS_PACE_MS: u64 = 900;
 
 /// A target that is not reached is said again after so long: another program may have set its own meanwhile.
 const REMIND_MS: u64 = 5_000;
+
+/// How long a balloon is not let go because its pager does not answer. A back end that was killed is back sooner.
+const PAGER_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Resets that follow each other sooner than this are one new start of the guest.
+const SAME_START_MS: u64 = 1_000;
 
 /// Statistics that are older than this when a connection is made do not show that a driver runs.
 const STALE_S: u64 = 10;
@@ -106,11 +114,13 @@ impl Connection {
     }
 }
 
+/// What else knows of a guest: what hears the agent in it, and its pager, where there are such.
+pub(crate) type Beside = (Option<Arc<Ear>>, Option<Arc<PagerSlot>>);
+
 /// Speaks to a VM until it is dropped. `first` is a connection that was made already.
-/// `ear` hears the agent in the guest, where there may be one.
-pub(crate) async fn drive(qemu: Qemu, slot: Arc<Slot>, mut first: Option<Connection>, ear: Option<Arc<Ear>>) {
+pub(crate) async fn drive(qemu: Qemu, slot: Arc<Slot>, mut first: Option<Connection>, beside: Beside) {
     let mut backoff = RECONNECT;
-    let mut guest = Guest::new(qemu.maxmem, ear);
+    let mut guest = Guest::new(qemu.maxmem, beside);
     loop {
         let connection = match first.take() {
             Some(connection) => Ok(connection),
@@ -137,7 +147,10 @@ async fn serve(slot: &Slot, mut connection: Connection, guest: &mut Guest, backo
             event = connection.client.next_event() => match event {
                 Ok(event) => {
                     guest.hear(&event);
-                    continue;
+                    match guest.begin_anew(&mut connection).await {
+                        Err(error) if error.is_fatal() => return error.to_string(),
+                        Ok(()) | Err(_) => continue,
+                    }
                 }
                 Err(error) => return error.to_string(),
             },
@@ -182,12 +195,18 @@ struct Guest {
     stats: Option<StatsSample>,
     fetched: Option<MonoTime>,
     sent: Option<(MemTarget, MonoTime)>,
+    /// When the machine was last reset.
+    reset_at: Option<MonoTime>,
     /// Hears its agent.
     ear: Option<Arc<Ear>>,
+    /// Where its memory is populated on demand.
+    pager: Option<Arc<PagerSlot>>,
+    /// A new start of such a guest.
+    anew: Anew,
 }
 
 impl Guest {
-    const fn new(maxmem: Bytes, ear: Option<Arc<Ear>>) -> Self {
+    fn new(maxmem: Bytes, (ear, pager): Beside) -> Self {
         let whole = MemTarget(maxmem);
         Self {
             maxmem,
@@ -199,13 +218,24 @@ impl Guest {
             stats: None,
             fetched: None,
             sent: None,
+            reset_at: None,
             ear,
+            pager,
+            anew: Anew::default(),
         }
     }
 
     fn hear(&mut self, event: &Event) {
-        if let Event::Reset { .. } = event {
-            self.generation = self.generation.saturating_add(1);
+        if let Event::Reset { at_us, .. } = event {
+            if self.pager.is_some() {
+                self.anew.begin(*at_us, clock::now());
+            }
+            // Firmware that finds itself started before resets the machine once more: that is no other new start.
+            let now = clock::now();
+            let again = self.reset_at.replace(now).is_some_and(|last| now.millis_since(last) < SAME_START_MS);
+            if !again {
+                self.generation = self.generation.saturating_add(1);
+            }
             self.driver_up = false;
             // QEMU goes on telling the old guest's balloon until a new driver writes its own.
             self.at_rest = self.actual;
@@ -222,8 +252,15 @@ impl Guest {
         while let Some(event) = on.client.pop_event() {
             self.hear(&event);
         }
+        self.begin_anew(on).await?;
         let now = clock::now();
         if self.must_send(target, now) {
+            // The guest may touch what the balloon gives back: its pager must know before.
+            if let Some(pager) =
+                self.pager.as_ref().filter(|_| self.sent.is_some_and(|(sent, _)| sent < target))
+            {
+                pager.reaches(target, PAGER_TIMEOUT).await;
+            }
             match on.client.set_target(target).await {
                 Ok(()) => self.sent = Some((target, now)),
                 Err(error) => {
@@ -236,6 +273,9 @@ impl Guest {
         let fetch = self.fetched.is_none_or(|at| now.millis_since(at) >= STATS_PACE_MS);
         let stats = if fetch { Some(on.client.guest_stats(&on.balloon).await?) } else { None };
         self.note(actual, stats, clock::now(), clock::wall_us() / 1_000_000);
+        if let Some(pager) = &self.pager {
+            pager.guest_holds(self.driver_up.then_some(self.actual));
+        }
         slot.observed(self.observation(clock::now()));
         if actual.0 > self.maxmem {
             let ours = self.maxmem;
@@ -244,6 +284,14 @@ impl Guest {
             ));
         }
         Ok(())
+    }
+
+    /// Empties the memory of a guest that was just reset, where it is populated on demand.
+    async fn begin_anew(&mut self, on: &mut Connection) -> Result<(), QmpError> {
+        match &self.pager {
+            Some(pager) if self.anew.is_due() => self.anew.go_on(&mut on.client, pager).await,
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn must_send(&self, target: MemTarget, now: MonoTime) -> bool {
@@ -307,20 +355,20 @@ mod test {
 
     #[test]
     fn a_driver_shows_itself_by_statistics_or_by_moving() {
-        let mut guest = Guest::new(MAXMEM, None);
+        let mut guest = Guest::new(MAXMEM, (None, None));
         guest.note(whole(), stats(0), MonoTime(1), WALL);
         assert!(!guest.driver_up);
         guest.note(whole(), stats(WALL), MonoTime(2), WALL);
         assert!(guest.driver_up && guest.stats.is_some());
 
-        let mut guest = Guest::new(MAXMEM, None);
+        let mut guest = Guest::new(MAXMEM, (None, None));
         guest.note(MemTarget(Bytes::mib(200)), None, MonoTime(1), WALL);
         assert!(guest.driver_up);
     }
 
     #[test]
     fn statistics_of_long_ago_show_no_driver() {
-        let mut guest = Guest::new(MAXMEM, None);
+        let mut guest = Guest::new(MAXMEM, (None, None));
         guest.note(whole(), stats(WALL - 60), MonoTime(1), WALL);
         assert!(!guest.driver_up && guest.stats.is_none());
         guest.note(whole(), stats(WALL - 60), MonoTime(2), WALL);
@@ -331,12 +379,12 @@ mod test {
 
     #[test]
     fn a_reset_forgets_the_guest_and_sends_the_target_again() {
-        let mut guest = Guest::new(MAXMEM, None);
+        let mut guest = Guest::new(MAXMEM, (None, None));
         let low = MemTarget(Bytes::mib(100));
         guest.note(low, stats(WALL), MonoTime(1), WALL);
         guest.sent = Some((low, MonoTime(1)));
         assert!(!guest.must_send(low, MonoTime(2)));
-        guest.hear(&Event::Reset { guest: true });
+        guest.hear(&Event::Reset { guest: true, at_us: None });
         assert!(guest.must_send(low, MonoTime(2)));
         // The old guest's balloon is still told, and means nothing.
         guest.note(low, stats(WALL), MonoTime(3), WALL);
@@ -344,11 +392,13 @@ mod test {
         assert_eq!((seen.driver_up, seen.actual, seen.stats, seen.generation), (false, whole(), None, 2));
         guest.note(MemTarget(Bytes::mib(250)), None, MonoTime(4), WALL);
         assert!(guest.observation(MonoTime(4)).driver_up);
+        guest.hear(&Event::Reset { guest: true, at_us: None });
+        assert_eq!(guest.observation(MonoTime(5)).generation, 2, "SeaBIOS resets once more by itself");
     }
 
     #[test]
     fn a_target_that_somebody_else_changed_is_said_again() {
-        let mut guest = Guest::new(MAXMEM, None);
+        let mut guest = Guest::new(MAXMEM, (None, None));
         let low = MemTarget(Bytes::mib(100));
         guest.note(MemTarget(Bytes::mib(180)), None, MonoTime(1), WALL);
         guest.sent = Some((low, MonoTime(0)));
@@ -359,7 +409,7 @@ mod test {
 
     #[test]
     fn a_guest_that_claims_more_than_it_was_told_is_cut() {
-        let mut guest = Guest::new(MAXMEM, None);
+        let mut guest = Guest::new(MAXMEM, (None, None));
         guest.note(MemTarget(Bytes(u64::MAX)), None, MonoTime(1), WALL);
         assert_eq!(guest.observation(MonoTime(1)).actual, whole());
     }

@@ -179,6 +179,12 @@ impl Slot {
         self.poke.notify_one();
     }
 
+    /// Asks for a fresh observation, which nobody waits for.
+    pub(crate) fn nudge(&self) {
+        self.state().due = true;
+        self.poke.notify_one();
+    }
+
     /// Whether there is nothing new to be expected of it: it was seen within this time, holds what it should, and its
     /// guest has not called.
     pub(crate) fn rests(&self, now: MonoTime, within: Duration) -> bool {
@@ -300,7 +306,7 @@ impl Slot {
 }
 
 /// A text that may be a peer's own words: cut, and without anything that a terminal would obey.
-fn harmless(text: &str) -> String {
+pub(super) fn harmless(text: &str) -> String {
     const LONGEST: usize = 300;
     text.chars().take(LONGEST).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

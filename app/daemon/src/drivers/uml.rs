@@ -97,7 +97,13 @@ impl Guest<'_> {
                 let message = refusal.message;
                 let target = match op {
                     Op::SetBalloon { pages } => MemTarget::from_balloon(self.uml.maxmem, pages),
-                    Op::Status | Op::StatsInterval { .. } | Op::AwaitAgent { .. } => self.slot.target(),
+                    Op::SetTarget { target } => target,
+                    Op::Status
+                    | Op::StatsInterval { .. }
+                    | Op::AwaitAgent { .. }
+                    | Op::AwaitPager { .. }
+                    | Op::Sweep
+                    | Op::Reset => self.slot.target(),
                 };
                 self.slot.failed(target, &format!("its back end refused a request: {message}"));
             }

@@ -60,6 +60,7 @@ fn snapshots(n: u64) -> impl FnMut(&[plimsoll_model::Action], u64) -> Snapshot {
             stats: None,
             agent: None,
             tunables: Tunables::default(),
+            pager: None,
         })
         .collect();
     move |actions, tick| {

@@ -1,5 +1,6 @@
 //! Prometheus metrics, in a registry of our own. `docs/metrics.md` lists them; a test keeps it complete.
 
+mod pager;
 mod vm;
 
 use std::{
@@ -17,6 +18,7 @@ use prometheus_client::{
 };
 
 use crate::daemon::Daemon;
+use pager::PagerMetrics;
 use vm::VmMetrics;
 
 /// Bounds of the tick's histogram in seconds: a tick should take about a thousandth of its period.
@@ -32,6 +34,7 @@ struct In {
 pub(crate) struct Metrics {
     registry: Registry,
     vms: VmMetrics,
+    pagers: PagerMetrics,
     host: HostMetrics,
     /// From the reading of the host to the last target set.
     pub(crate) tick_seconds: Histogram,
@@ -47,6 +50,8 @@ pub(crate) struct Metrics {
     pub(crate) distress: Counter,
     /// Times a VM was found stuck.
     pub(crate) stuck: Counter,
+    /// Times a guest was found to wait in its pager.
+    pub(crate) stalls: Counter,
 }
 
 #[derive(Debug)]
@@ -156,6 +161,7 @@ impl Metrics {
         r.register_with_unit("tick_duration", help, Unit::Seconds, tick_seconds.clone());
         Self {
             vms: VmMetrics::new(r),
+            pagers: PagerMetrics::new(r),
             host: HostMetrics::new(r),
             tick_seconds,
             missed: count(r, "missed_ticks", "Ticks that began more than half a period late"),
@@ -164,6 +170,7 @@ impl Metrics {
             failures: count(r, "target_failures", "Targets that could not be set"),
             distress: count(r, "distress", "Times a VM came into distress"),
             stuck: count(r, "stuck", "Times a VM was found not to move"),
+            stalls: count(r, "stalls", "Times a guest was found to wait in its pager"),
             registry,
         }
     }
@@ -173,6 +180,7 @@ impl Metrics {
         self.host.fill(list);
         self.host.journal_dropped.inner().store(journal_dropped, Ordering::Relaxed);
         self.vms.fill(&list.vms);
+        self.pagers.fill(&list.vms);
         let mut text = String::with_capacity(16 * 1024);
         encode(&mut text, &self.registry)?;
         Ok(text)
@@ -203,6 +211,7 @@ fn raise(counter: &Counter<f64, AtomicU64>, total_us: u64) {
 mod test {
     use std::collections::BTreeMap;
 
+    use plimsoll_api::control::{PagerStatus, Stalled};
     use plimsoll_api::http::{Change, Endpoint};
     use plimsoll_model::{
         AgentSample, AgentStats, GuestStats, HostSample, PsiTotals, Reason, Sizes, StatsSample, VmId, VmName,
@@ -277,6 +286,41 @@ mod test {
         vm
     }
 
+    /// One whose memory is populated on demand.
+    fn pod(name: &str) -> Vm {
+        let sizes = Sizes::new(Bytes::mib(256), Bytes::mib(512), None, None).unwrap();
+        let pager = Some("/pager".to_owned());
+        let endpoint = Endpoint::Qemu { qmp: format!("/{name}"), agent: None, pager };
+        let saved = SavedVm::new(VmId(2), VmName::new(name).unwrap(), endpoint, sizes, 0, None);
+        let mut vm = Vm::new(saved, Bytes::mib(16), MonoTime(0), false);
+        let status = PagerStatus {
+            limit: Bytes::mib(256),
+            stalled: Some(Stalled { since_ms: 1500, waiting: 2 }),
+            populated_frames: 1,
+            populated_pages: 2,
+            ..PagerStatus::default()
+        };
+        vm.pager = Some(crate::drivers::pager::PagerSeen { at: clock::now(), epoch: 3, status });
+        vm
+    }
+
+    #[test]
+    fn a_pager_is_told_in_base_units_and_only_where_there_is_one() {
+        let daemon = daemon();
+        daemon.lock().registry.insert(vm("web"));
+        daemon.lock().registry.insert(pod("db"));
+        let text = daemon.metrics_text().unwrap();
+        for line in [
+            "plimsoll_vm_pager_limit_bytes{vm=\"db\"} 268435456",
+            "plimsoll_vm_pager_stalled_seconds{vm=\"db\"} 1.5",
+            "plimsoll_vm_pager_waiting{vm=\"db\"} 2",
+            "plimsoll_vm_pager_populated_bytes_total{vm=\"db\"} 2105344",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+        assert!(!text.lines().any(|l| l.starts_with("plimsoll_vm_pager") && l.contains("web")), "{text}");
+    }
+
     #[test]
     fn a_vm_and_the_host_are_told_in_base_units() {
         let daemon = daemon();
@@ -305,6 +349,7 @@ mod test {
     fn every_metric_is_documented_as_it_helps_itself() {
         let daemon = daemon();
         daemon.lock().registry.insert(vm("web"));
+        daemon.lock().registry.insert(pod("db"));
         let text = daemon.metrics_text().unwrap();
         let mut documented: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
         for line in

@@ -14,8 +14,8 @@ use prometheus_client::{
 use super::signed;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Of {
-    vm: String,
+pub(super) struct Of {
+    pub(super) vm: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -24,8 +24,8 @@ struct In {
     state: &'static str,
 }
 
-type Gauges = Family<Of, Gauge>;
-type Counters = Family<Of, Counter>;
+pub(super) type Gauges = Family<Of, Gauge>;
+pub(super) type Counters = Family<Of, Counter>;
 
 /// Families with one row for each VM.
 #[derive(Debug)]
@@ -64,19 +64,19 @@ pub(super) struct VmMetrics {
     agent_skipped: Counters,
 }
 
-fn bytes(registry: &mut Registry, name: &str, help: &str) -> Gauges {
+pub(super) fn bytes(registry: &mut Registry, name: &str, help: &str) -> Gauges {
     let family = Gauges::default();
     registry.register_with_unit(name, help, Unit::Bytes, family.clone());
     family
 }
 
-fn plain(registry: &mut Registry, name: &str, help: &str) -> Gauges {
+pub(super) fn plain(registry: &mut Registry, name: &str, help: &str) -> Gauges {
     let family = Gauges::default();
     registry.register(name, help, family.clone());
     family
 }
 
-fn seconds(registry: &mut Registry, name: &str, help: &str) -> Family<Of, Gauge<f64, AtomicU64>> {
+pub(super) fn seconds(registry: &mut Registry, name: &str, help: &str) -> Family<Of, Gauge<f64, AtomicU64>> {
     let family = Family::default();
     registry.register_with_unit(name, help, Unit::Seconds, Family::clone(&family));
     family
@@ -88,13 +88,13 @@ fn states(registry: &mut Registry, name: &str, help: &str) -> Family<In, Gauge> 
     family
 }
 
-fn byte_count(registry: &mut Registry, name: &str, help: &str) -> Counters {
+pub(super) fn byte_count(registry: &mut Registry, name: &str, help: &str) -> Counters {
     let family = Counters::default();
     registry.register_with_unit(name, help, Unit::Bytes, family.clone());
     family
 }
 
-fn count(registry: &mut Registry, name: &str, help: &str) -> Counters {
+pub(super) fn count(registry: &mut Registry, name: &str, help: &str) -> Counters {
     let family = Counters::default();
     registry.register(name, help, family.clone());
     family
@@ -289,7 +289,7 @@ impl VmMetrics {
 
 /// Milliseconds as seconds.
 #[expect(clippy::cast_precision_loss, reason = "2^53 milliseconds are 285,000 years")]
-fn in_seconds(ms: u64) -> f64 {
+pub(super) fn in_seconds(ms: u64) -> f64 {
     ms as f64 / 1000.0
 }
 
@@ -298,11 +298,12 @@ fn row_in(family: &Family<In, Gauge>, vm: &str, state: &'static str, is: bool) {
 }
 
 /// As the API writes them.
-const STATES: [(VmState, &str); 6] = [
+const STATES: [(VmState, &str); 7] = [
     (VmState::Ok, "ok"),
     (VmState::Distressed, "distressed"),
     (VmState::Stuck, "stuck"),
     (VmState::Held, "held"),
+    (VmState::Stalled, "stalled"),
     (VmState::NoDriver, "no_driver"),
     (VmState::Unreachable, "unreachable"),
 ];

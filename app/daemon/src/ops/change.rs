@@ -99,6 +99,11 @@ impl Daemon {
     fn patch_now(&self, inner: &mut Inner, name: &VmName, patch: Patch, uid: u32) -> Result<(), Refusal> {
         let vm = inner.owned(name, uid, "change")?;
         let (id, overhead, before) = (vm.saved.id, vm.overhead, vm.saved.sizes);
+        if patch.on_exhausted.is_some() && !vm.is_pod() {
+            return Err(Refusal::impossible(format!(
+                "`{name}`: on-exhausted is for memory that is populated on demand, which `{name}`'s is not"
+            )));
+        }
         let mut sizes = before;
         if let Some(memory) = patch.memory {
             sizes = sizes.with_memory(memory).map_err(|e| Refusal::impossible(format!("`{name}`: {e}")))?;
@@ -132,6 +137,10 @@ impl Daemon {
         let tuned = tunables != vm.saved.tunables;
         if tuned {
             vm.saved.tunables = tunables;
+            vm.dirty = true;
+        }
+        if let Some(on_exhausted) = patch.on_exhausted {
+            vm.saved.on_exhausted = on_exhausted;
             vm.dirty = true;
         }
         if sizes != before {

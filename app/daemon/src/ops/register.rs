@@ -81,6 +81,8 @@ impl Daemon {
         let id = inner.registry.next_id();
         let mut saved = SavedVm::new(id, request.name, request.endpoint, sizes, uid, request.console);
         saved.tunables = tunables;
+        saved.on_exhausted = request.on_exhausted;
+        saved.on_pager_loss = request.on_pager_loss;
         let mut vm = Vm::new(saved, overhead, clock::now(), found.is_some());
         if let (Some(found), Some(process)) = (&found, process) {
             vm.peer = Some(found.peer);
@@ -204,9 +206,13 @@ impl Daemon {
                 return false;
             }
             vm.keeper_gone = true;
+            vm.told.waits = false;
         }
-        if !vm.keeper_gone {
+        if !vm.keeper_gone || vm.is_pod() {
             self.start_driver(&mut vm, None);
+        }
+        if let Some(driver) = vm.driver.as_mut().filter(|_| vm.keeper_gone) {
+            driver.lose_pager();
         }
         inner.registry.insert(vm);
         true
@@ -248,6 +254,7 @@ fn check_socket(path: &str) -> Result<(), Refusal> {
 fn check_form(request: &Register) -> Result<(), Refusal> {
     check_socket(request.endpoint.socket())?;
     request.endpoint.agent_socket().map_or(Ok(()), check_socket)?;
+    request.endpoint.pager_socket().map_or(Ok(()), check_socket)?;
     if request.console.as_ref().is_some_and(|c| c.len() > SHOWN_PATH) {
         return Err(Refusal::bad_request(format!("the console's path has more than {SHOWN_PATH} bytes")));
     }

@@ -5,6 +5,7 @@
 //!  Starting ----------> Running <----------------> Unreachable
 //!                         |  keeper ends, VMM lives
 //!                         +-----------------------> Unprotected
+//!  (One whose memory is populated on demand and whose VMM is silent while its guest waits for memory counts as Running.)
 //!  any of them -- `stop` --> Stopping (for two minutes)
 //!  any of them -- VMM ends --> Gone -- forget-after --> forgotten
 //! ```
@@ -12,11 +13,11 @@
 use std::collections::VecDeque;
 
 use plimsoll_api::http::{Change, Endpoint, Life};
-use plimsoll_model::{Link, Reason, Verdict, VmSample, VmState};
+use plimsoll_model::{Link, OnPagerLoss, PagerSample, Reason, Verdict, VmSample, VmState};
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
 
 use crate::{
-    drivers::{Driver, Observation, PeerId, STALE_MS},
+    drivers::{Driver, Observation, PeerId, STALE_MS, pager::PagerSeen},
     process::Watch,
     state::SavedVm,
 };
@@ -42,6 +43,8 @@ pub(crate) struct Vm {
     pub(crate) driver: Option<Driver>,
     /// What was seen last.
     pub(crate) seen: Option<Observation>,
+    /// What its pager said last, where its memory is populated on demand.
+    pub(crate) pager: Option<PagerSeen>,
     /// What was seen last is of another guest than what was seen before: it was rebooted since the last tick.
     pub(crate) rebooted: bool,
     /// What is wrong.
@@ -80,6 +83,12 @@ pub(crate) struct Told {
     pub(crate) start: Option<(u64, u64)>,
     /// Targets could not be set, and none could since.
     pub(crate) failing: bool,
+    /// Its guest waits for memory.
+    pub(crate) waits: bool,
+    /// Which of its pager's back ends it was.
+    pub(crate) pager_epoch: Option<u64>,
+    /// It was stopped because its guest waits for memory.
+    pub(crate) stopped: bool,
 }
 
 impl Vm {
@@ -92,6 +101,7 @@ impl Vm {
             restored,
             driver: None,
             seen: None,
+            pager: None,
             rebooted: false,
             problem: None,
             peer: None,
@@ -123,7 +133,7 @@ impl Vm {
                 None => Life::Starting,
                 // The keeper answers, and no VMM has connected to it yet.
                 Some(seen) if seen.generation == 0 => Life::Starting,
-                Some(seen) if now.millis_since(seen.at) > STALE_MS => Life::Unreachable,
+                Some(seen) if now.millis_since(seen.at) > STALE_MS && !self.waits(now) => Life::Unreachable,
                 Some(_) => Life::Running,
             }
         }
@@ -132,10 +142,12 @@ impl Vm {
     /// Whether and how its guest can be moved.
     pub(crate) fn link(&self, now: MonoTime) -> Link {
         match &self.seen {
-            _ if self.keeper_gone => Link::Unreachable,
+            _ if self.is_lost() => Link::Unreachable,
             // It may hold anything up to what it had: not to be mistaken for a VM that has not begun.
             None if self.restored => Link::Unreachable,
             None => Link::NoDriver,
+            // Its VMM waits with it, and its pager can be told all the same.
+            Some(seen) if now.millis_since(seen.at) > STALE_MS && self.waits(now) => Link::NoDriver,
             Some(seen) if now.millis_since(seen.at) > STALE_MS => Link::Unreachable,
             // The arbiter is to see a guest begin, also one that was up again before the tick: what that holds is
             // no memory that it took back in distress.
@@ -150,7 +162,7 @@ impl Vm {
         let whole = MemTarget(self.saved.sizes.maxmem());
         match &self.seen {
             // Nobody enforces its target any more: it may come to hold all it was told of.
-            _ if self.keeper_gone => whole,
+            _ if self.is_lost() => whole,
             None if self.restored => self.saved.target,
             None => whole,
             Some(seen) => seen.actual,
@@ -159,6 +171,9 @@ impl Vm {
 
     /// Host memory behind the guest.
     pub(crate) fn resident(&self) -> Option<Bytes> {
+        if let Some(pager) = self.pager.filter(|_| !self.keeper_gone) {
+            return Some(pager.status.resident);
+        }
         match &self.seen {
             Some(seen) => seen.resident.or(self.process_resident),
             None if self.restored => self.process_resident,
@@ -183,6 +198,7 @@ impl Vm {
             stats: self.seen.as_ref().and_then(|seen| seen.stats),
             agent: self.seen.as_ref().and_then(|seen| seen.agent),
             tunables: self.saved.tunables,
+            pager: self.pager_sample(now),
         }
     }
 
@@ -190,11 +206,55 @@ impl Vm {
     pub(crate) fn guaranteed(&self) -> Bytes {
         if self.gone.is_some() {
             Bytes::ZERO
-        } else if self.keeper_gone {
-            self.saved.sizes.maxmem().plus(self.overhead)
         } else {
-            self.saved.sizes.floor().plus(self.overhead)
+            let sizes = self.saved.sizes;
+            let most = match self.frozen() {
+                Some(limit) => limit,
+                None if self.is_lost() => sizes.maxmem(),
+                None => sizes.floor(),
+            };
+            most.plus(self.overhead)
         }
+    }
+
+    /// Whether its memory is populated on demand.
+    pub(crate) fn is_pod(&self) -> bool {
+        self.saved.endpoint.pager_socket().is_some()
+    }
+
+    /// Whether its guest waits in its pager for memory.
+    pub(crate) fn waits(&self, now: MonoTime) -> bool {
+        self.waiting_ms(now).is_some()
+    }
+
+    /// For how long it has, in milliseconds. What a pager said long ago says nothing.
+    fn waiting_ms(&self, now: MonoTime) -> Option<u64> {
+        let pager = self.pager.filter(|pager| !self.keeper_gone && now.millis_since(pager.at) <= STALE_MS)?;
+        let stalled = pager.status.stalled?;
+        Some(stalled.since_ms.saturating_add(now.millis_since(pager.at)))
+    }
+
+    /// Whether nobody enforces its target any more, or moves it. A VM that goes on without its pager has its balloon still.
+    fn is_lost(&self) -> bool {
+        self.keeper_gone && !(self.is_pod() && self.saved.on_pager_loss == OnPagerLoss::Open)
+    }
+
+    /// What it is left with for ever: no page more is populated, since its pager is gone for good.
+    fn frozen(&self) -> Option<Bytes> {
+        let frozen = self.keeper_gone && self.saved.on_pager_loss == OnPagerLoss::Stall;
+        Some(self.pager.filter(|_| frozen)?.status.limit)
+    }
+
+    /// What the arbiter may know of its pager.
+    fn pager_sample(&self, now: MonoTime) -> Option<PagerSample> {
+        let gone_on = self.keeper_gone && self.saved.on_pager_loss == OnPagerLoss::Open;
+        let status = self.pager.filter(|_| self.is_pod() && !gone_on)?.status;
+        Some(PagerSample {
+            limit: status.limit,
+            resident: status.resident,
+            stalled_ms: self.waiting_ms(now),
+            on_exhausted: self.saved.on_exhausted,
+        })
     }
 
     /// Sets a target that was decided, and remembers why.
@@ -202,7 +262,7 @@ impl Vm {
         self.saved.target = change.to;
         self.dirty = true;
         if let Some(driver) = &self.driver {
-            driver.slot().set_target(change.to);
+            driver.set_target(change.to);
         }
         self.changes.truncate(CHANGES - 1);
         self.changes.push_front(change);
@@ -224,6 +284,7 @@ impl Vm {
     pub(crate) fn end(&mut self, now: MonoTime) {
         self.gone = Some(now);
         self.driver = None;
+        self.pager = None;
         self.vmm_watch = None;
         self.keeper_watch = None;
         self.verdict = None;

@@ -1,11 +1,12 @@
 //! Taking in what the drivers saw, and telling what has changed by it.
 
 use plimsoll_api::http::{Endpoint, Life, ProcessRef};
-use plimsoll_model::{Plan, VmId, VmState};
+use plimsoll_model::{OnPagerLoss, Plan, VmId, VmState};
 use plimsoll_units::{Bytes, MonoTime};
 
 use crate::{
     daemon::{Daemon, Inner},
+    drivers::pager::PagerReading,
     events::Kind,
     process::{self, Death, Role},
 };
@@ -27,12 +28,18 @@ impl Daemon {
         let Some(vm) = inner.registry.get_mut(id) else { return };
         let Some(reading) = vm.driver.as_ref().map(|driver| driver.slot().read()) else { return };
         let name = vm.saved.name.clone();
+        let pager = vm.driver.as_ref().and_then(|driver| driver.pager()).map(|pager| pager.read());
+        let (pager_problem, pager_failure) = match &pager {
+            Some(pager) => (pager.problem.clone(), pager.failure.clone()),
+            None => (None, None),
+        };
+        let failure = reading.failure.or(pager_failure);
         vm.process_resident = resident;
-        vm.problem = reading.problem;
+        vm.problem = reading.problem.or(pager_problem);
         let before = vm.told.start;
         vm.told.failing &= vm.problem.is_some();
         let said = vm.told.failing;
-        vm.told.failing |= reading.failure.is_some();
+        vm.told.failing |= failure.is_some();
         if let Some(seen) = reading.seen {
             vm.told.start = Some((seen.generation, seen.epoch));
             vm.seen = Some(seen);
@@ -44,7 +51,7 @@ impl Daemon {
         if let Some(process) = stranger.and_then(process::now) {
             self.meet(inner, id, process, now);
         }
-        if let Some((target, error)) = reading.failure {
+        if let Some((target, error)) = failure {
             inner.metrics.failures.inc();
             if !said {
                 tracing::warn!(vm = %name, %target, %error, "a target could not be set; tried again each tick");
@@ -62,6 +69,45 @@ impl Daemon {
                 let text = format!("its back end was restarted (start {epoch_now})");
                 inner.tell(Some(&name), Kind::BackendRestarted, text);
             }
+        }
+        if let Some(pager) = pager {
+            self.absorb_pager(inner, id, now, &pager);
+        }
+    }
+
+    /// Takes in what a VM's pager said, and tells when its guest begins to wait, and when it goes on.
+    fn absorb_pager(&self, inner: &mut Inner, id: VmId, now: MonoTime, reading: &PagerReading) {
+        let Some(vm) = inner.registry.get_mut(id) else { return };
+        let name = vm.saved.name.clone();
+        let keeper = reading.peer.filter(|_| vm.saved.keeper.is_none()).and_then(|peer| peer.pid);
+        if let Some(process) = keeper.and_then(process::now)
+            && let Err(error) = self.watch(vm, Role::Keeper, process)
+        {
+            tracing::debug!(vm = %name, %error, "its keeper cannot be watched over");
+        }
+        let Some(seen) = reading.seen else { return };
+        vm.pager = Some(seen);
+        // It is started anew to take the guest's memory over, which nobody need hear of.
+        let before = if seen.status.mapped { vm.told.pager_epoch.replace(seen.epoch) } else { None };
+        let waits = vm.waits(now);
+        let waited = std::mem::replace(&mut vm.told.waits, waits);
+        let what = seen.status;
+        if before.is_some_and(|before| before != seen.epoch) {
+            let text = format!("its pager was restarted (start {})", seen.epoch);
+            inner.tell(Some(&name), Kind::BackendRestarted, text);
+        }
+        if waits && !waited {
+            inner.metrics.stalls.inc();
+            let text = format!(
+                "its guest waits for memory: {}M of the {}M it may have are populated, and {} of its threads stand still",
+                what.resident.whole_mib(),
+                what.limit.whole_mib(),
+                what.stalled.map_or(0, |stalled| stalled.waiting)
+            );
+            inner.tell(Some(&name), Kind::PodExhausted, text);
+        } else if waited && !waits {
+            let text = format!("its guest goes on: it may have {}M", what.limit.whole_mib());
+            inner.tell(Some(&name), Kind::PodRelieved, text);
         }
     }
 
@@ -113,7 +159,11 @@ impl Daemon {
             // The keeper ends by itself when its VMM has.
             (Role::Keeper, Some(vmm)) if process::runs(vmm) => {
                 vm.keeper_gone = true;
-                vm.driver = None;
+                if vm.is_pod() {
+                    self.lose_pager(inner, death.vm);
+                } else {
+                    vm.driver = None;
+                }
             }
             (Role::Keeper, Some(vmm)) => {
                 self.end(inner, death.vm, now, format!("its VMM (process {}) has ended", vmm.pid));
@@ -127,6 +177,25 @@ impl Daemon {
                 );
             }
         }
+    }
+
+    /// A VM's pager is gone for good; its VMM is spoken to as before.
+    fn lose_pager(&self, inner: &mut Inner, id: VmId) {
+        let Some(vm) = inner.registry.get_mut(id) else { return };
+        if let Some(driver) = &mut vm.driver {
+            driver.lose_pager();
+        }
+        vm.told.waits = false;
+        let name = vm.saved.name.clone();
+        let text = match vm.saved.on_pager_loss {
+            OnPagerLoss::Stall => {
+                "its pager is gone for good: the guest stands still at the next page it has no memory for, and can only be stopped"
+            }
+            OnPagerLoss::Open => {
+                "its pager is gone for good: the guest goes on, and nothing limits it but its balloon"
+            }
+        };
+        inner.tell(Some(&name), Kind::PagerLost, text.into());
     }
 
     /// The VM is gone: it claims nothing, and a daemon that comes back need not look for it.
@@ -154,8 +223,12 @@ fn tell_life(inner: &mut Inner, id: VmId, now: MonoTime) {
         Life::Running => inner.tell(Some(&name), Kind::Running, "its VMM answers".into()),
         Life::Unreachable => inner.tell(Some(&name), Kind::Unreachable, why),
         Life::Unprotected => {
-            let text = "its keeper has ended while its VMM runs: its target can no longer be enforced, and it is \
-                        reckoned with all it was told of";
+            let text = if vm.is_pod() {
+                "its keeper has ended while its VMM runs: what it may have can no longer be enforced"
+            } else {
+                "its keeper has ended while its VMM runs: its target can no longer be enforced, and it is \
+                 reckoned with all it was told of"
+            };
             inner.tell(Some(&name), Kind::Unprotected, text.into());
         }
         // Told where they happen.
@@ -183,6 +256,7 @@ pub(super) fn note_verdicts(inner: &mut Inner, plan: &Plan) {
                 inner.metrics.stuck.inc();
                 inner.tell(Some(&name), Kind::Stuck, text);
             }
+            VmState::Stalled => inner.tell(Some(&name), Kind::Stalled, text),
             VmState::Ok | VmState::Held | VmState::NoDriver | VmState::Unreachable => {
                 if before == Some(VmState::Distressed) {
                     inner.tell(Some(&name), Kind::Relieved, "no longer in distress".into());

@@ -5,12 +5,13 @@
 //! shrinking ones first, and waits for nobody: whether a guest moves is seen at the next tick.
 
 mod absorb;
+mod exhausted;
 mod pace;
 
 use std::{sync::Arc, time::Duration};
 
 use plimsoll_api::http::{Change, Endpoint};
-use plimsoll_model::{Action, HostSample, HostState, Plan, Snapshot, VmId};
+use plimsoll_model::{Action, HostSample, HostState, Plan, Snapshot, VmId, VmSample};
 use plimsoll_policy::decide;
 use plimsoll_procfs::Procfs;
 use plimsoll_units::{Bytes, MonoTime};
@@ -22,7 +23,7 @@ use tokio::{
 use crate::{
     clock,
     daemon::{Daemon, Inner, LastTick},
-    drivers::{Round, Slot},
+    drivers::Round,
     events::Kind,
     host::{HostReader, Pressure},
     process::Death,
@@ -78,12 +79,30 @@ impl Ticker {
     }
 
     fn all_seen(&self) -> bool {
-        self.slots().iter().all(|slot| slot.read().seen.is_some())
+        let inner = self.daemon.lock();
+        let mut drivers = inner.registry.iter().filter_map(|vm| vm.driver.as_ref());
+        drivers.all(|driver| {
+            let pager = driver.pager().is_none_or(|pager| pager.read().seen.is_some());
+            pager && driver.slot().read().seen.is_some()
+        })
     }
 
-    fn slots(&self) -> Vec<Arc<Slot>> {
+    /// Asks every VM that may have something new to say: its VMM if it does not rest, its pager always.
+    fn ask(&self, round: &Arc<Round>, now: MonoTime, recent: Duration) {
         let inner = self.daemon.lock();
-        inner.registry.iter().filter_map(|vm| vm.driver.as_ref()).map(|d| Arc::clone(d.slot())).collect()
+        for vm in inner.registry.iter() {
+            let Some(driver) = &vm.driver else { continue };
+            if let Some(pager) = driver.pager() {
+                pager.ask(round);
+            }
+            let slot = driver.slot();
+            if vm.waits(now) {
+                // Its VMM may wait with its guest; what ends that shall not wait for its answer.
+                slot.nudge();
+            } else if !slot.rests(now, recent) {
+                slot.ask(round);
+            }
+        }
     }
 
     /// Ticks until it is dropped.
@@ -131,7 +150,7 @@ impl Ticker {
         let round = Arc::new(Round::default());
         // Out of turn, only those are asked from whom there is something new to hear.
         let (now, recent) = (clock::now(), self.daemon.config.tick.mul_f32(RECENT));
-        self.slots().iter().filter(|slot| !slot.rests(now, recent)).for_each(|slot| slot.ask(&round));
+        self.ask(&round, now, recent);
         round.finished(COLLECT).await;
         let begun = Instant::now();
         let host = self.host.read();
@@ -193,12 +212,15 @@ impl Daemon {
             apply(inner, action);
         }
         absorb::note_verdicts(inner, &plan);
+        self.stop_exhausted(inner, now);
         note_host(inner, &plan);
         let ticks = inner.last.ticks.saturating_add(1);
         let Plan { host: state, claimed, waiting, .. } = plan;
         inner.last = LastTick { state, claimed, waiting, ticks, micros: inner.last.micros };
         tracing::debug!(%state, %claimed, actions = plan.actions.len(), %waiting, "tick");
-        Outcome { hurried: hurried(inner, &plan), held: snapshot.vms.iter().map(|vm| vm.actual.0).sum() }
+        let may_have = |vm: &VmSample| vm.pager.map_or(vm.actual.0, |pager| pager.limit);
+        let held = snapshot.vms.iter().map(may_have).sum();
+        Outcome { hurried: hurried(inner, &plan, now), held }
     }
 }
 
@@ -244,7 +266,7 @@ fn note_host(inner: &mut Inner, plan: &Plan) {
 }
 
 /// Whether somebody waits for memory that is on its way.
-fn hurried(inner: &Inner, plan: &Plan) -> bool {
+fn hurried(inner: &Inner, plan: &Plan, now: MonoTime) -> bool {
     let under_way = || {
         inner.registry.iter().any(|vm| {
             let movable = vm.verdict.is_some_and(|v| {
@@ -253,5 +275,13 @@ fn hurried(inner: &Inner, plan: &Plan) -> bool {
             vm.gone.is_none() && movable && vm.actual().0.minus(vm.saved.target.0) > ARRIVED
         })
     };
-    plan.waiting > Bytes::ZERO || (plan.host != HostState::Ample && under_way())
+    // One that was just given more may want more than that.
+    let waits = || {
+        inner.registry.iter().any(|vm| {
+            vm.gone.is_none()
+                && vm.waits(now)
+                && vm.verdict.is_some_and(|v| v.state == plimsoll_model::VmState::Distressed)
+        })
+    };
+    waits() || plan.waiting > Bytes::ZERO || (plan.host != HostState::Ample && under_way())
 }

@@ -119,8 +119,8 @@ fn frame(seq: u64, available: u64, urgent: bool) -> Vec<u8> {
 
 /// Adopts a QEMU whose agent speaks at `agent`.
 fn adopt(daemon: &Daemon, qmp: &Path, agent: &Path) {
-    let endpoint =
-        Endpoint::Qemu { qmp: qmp.to_str().unwrap().into(), agent: Some(agent.to_str().unwrap().into()) };
+    let (qmp, agent) = (qmp.to_str().unwrap().into(), Some(agent.to_str().unwrap().into()));
+    let endpoint = Endpoint::Qemu { qmp, agent, pager: None };
     let body = json!({ "name": "a", "endpoint": endpoint, "sizes": null, "adopt": true });
     wait_for("the adoption", || (daemon.ask("POST", "/v1/vms", Some(&body)).0 == 201).then_some(()));
 }

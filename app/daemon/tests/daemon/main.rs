@@ -17,6 +17,8 @@ mod journal;
 #[cfg(test)]
 mod ownership;
 #[cfg(test)]
+mod pod;
+#[cfg(test)]
 mod qemu;
 #[cfg(test)]
 mod restart;

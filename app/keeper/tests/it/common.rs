@@ -40,6 +40,8 @@ pub(crate) struct Keeper {
     pub(crate) process: Process,
     dir: ShmDir,
     log: PathBuf,
+    /// Where a VMM connects.
+    socket: PathBuf,
 }
 
 impl Keeper {
@@ -48,32 +50,48 @@ impl Keeper {
     }
 
     pub(crate) fn start_with(name: &str, maxmem: Bytes, backend: &Path, more: &[&str]) -> Self {
-        Self::spawn(name, maxmem, backend, more, Stdio::null())
+        Self::spawn(name, "balloon.sock", command(maxmem, backend), more)
+    }
+
+    /// For memory that is populated on demand.
+    pub(crate) fn start_pod(name: &str, memory: &OwnedFd, target: Bytes, more: &[&str]) -> Self {
+        Self::start_pod_with(name, memory, target, backend(), more)
+    }
+
+    pub(crate) fn start_pod_with(
+        name: &str,
+        memory: &OwnedFd,
+        target: Bytes,
+        backend: &Path,
+        more: &[&str],
+    ) -> Self {
+        let maxmem = Bytes(u64::try_from(rustix::fs::fstat(memory).unwrap().st_size).unwrap());
+        let mut command = command(maxmem, backend);
+        command.args(["--pod", "--target", &target.0.to_string()]).stdin(memory.try_clone().unwrap());
+        Self::spawn(name, "pod.sock", command, more)
     }
 
     /// With a line from an agent: the guest's end.
     pub(crate) fn start_with_line(name: &str, maxmem: Bytes, more: &[&str]) -> (Self, UnixStream) {
         let (host, guest) = UnixStream::pair().unwrap();
-        let more = [&["--agent-line"], more].concat();
-        (Self::spawn(name, maxmem, backend(), &more, OwnedFd::from(host).into()), guest)
+        let mut command = command(maxmem, backend());
+        command.arg("--agent-line").stdin(OwnedFd::from(host));
+        (Self::spawn(name, "balloon.sock", command, more), guest)
     }
 
-    fn spawn(name: &str, maxmem: Bytes, backend: &Path, more: &[&str], stdin: Stdio) -> Self {
+    fn spawn(name: &str, socket: &str, mut command: Command, more: &[&str]) -> Self {
         let dir = ShmDir::create(name).unwrap();
         let log = dir.path().join("keeper.log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll-keeper"));
         command
-            .args(["--name", name, "--maxmem", &maxmem.0.to_string(), "--dir"])
+            .args(["--name", name, "--dir"])
             .arg(dir.path())
-            .arg("--backend")
-            .arg(backend)
             .args(more)
             .env("RUST_LOG", "trace")
             .env("NO_COLOR", "1")
-            .stdin(stdin)
             .stderr(std::fs::File::create(&log).unwrap());
         let process = Process::spawn(name, command).unwrap();
-        let keeper = Self { process, dir, log };
+        let socket = dir.path().join(socket);
+        let keeper = Self { process, dir, log, socket };
         keeper.wait("a socket to connect to", |_| keeper.socket().exists().then_some(()));
         keeper
     }
@@ -83,7 +101,7 @@ impl Keeper {
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.dir.path().join("balloon.sock")
+        self.socket.clone()
     }
 
     pub(crate) fn control_socket(&self) -> PathBuf {
@@ -153,6 +171,13 @@ impl Keeper {
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok()
     }
+}
+
+/// A keeper's command, without what each test has of its own.
+fn command(maxmem: Bytes, backend: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll-keeper"));
+    command.args(["--maxmem", &maxmem.0.to_string(), "--backend"]).arg(backend).stdin(Stdio::null());
+    command
 }
 
 pub(crate) fn pages(size: Bytes) -> BalloonSize {

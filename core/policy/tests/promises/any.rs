@@ -86,6 +86,20 @@ mod test {
     }
 
     prop_compose! {
+        /// Anything a pager could say; often what it could be true.
+        fn any_pager(maxmem: Bytes)(
+            limit in any_bytes(),
+            could_be: bool,
+            resident in any_bytes(),
+            stalled_ms in prop::option::of(prop_oneof![0u64..5_000, any::<u64>()]),
+            on_exhausted in prop::sample::select(&OnExhausted::ALL[..]),
+        ) -> PagerSample {
+            let limit = if could_be { Bytes(limit.0 % (maxmem.0 + 1)).pages_floor().bytes() } else { limit };
+            PagerSample { limit, resident, stalled_ms, on_exhausted }
+        }
+    }
+
+    prop_compose! {
         fn any_vm(id: u64, now: u64)(
             sizes in any_sizes(),
             overhead in any_bytes(),
@@ -98,12 +112,13 @@ mod test {
             stats in prop::option::of(any_stats(now).boxed()),
             agent in prop::option::of(any_agent(now).boxed()),
             tunables in any_tunables().boxed(),
+            pager in prop::option::weighted(0.4, any_pager(Bytes::gib(4)).boxed()),
         ) -> VmSample {
             // Most targets are ones that the arbiter could have set, but not all.
             let target = if settled { sizes.clamp(target) } else { MemTarget(target) };
             let actual = MemTarget(if settled { actual.min(sizes.maxmem()) } else { actual });
             let name = VmName::new(&format!("vm{id}")).unwrap();
-            VmSample { id: VmId(id), name, sizes, overhead, link, target, actual, resident, hold: hold.map(MemTarget), stats, agent, tunables }
+            VmSample { id: VmId(id), name, sizes, overhead, link, target, actual, resident, hold: hold.map(MemTarget), stats, agent, tunables, pager }
         }
     }
 
@@ -128,6 +143,7 @@ mod test {
 
     fn claim(vm: &VmSample, target: Bytes) -> u128 {
         let holds = match (vm.link, vm.resident) {
+            _ if vm.pager.is_some() => vm.pager.unwrap().limit.min(vm.sizes.maxmem()),
             (Link::NoDriver, Some(resident)) => resident.min(vm.sizes.maxmem()),
             (Link::NoDriver, None) => vm.sizes.maxmem(),
             _ => vm.actual.0,
@@ -152,7 +168,7 @@ mod test {
             .min(u128::from(host.available.minus(host.low).0));
         for (vm, verdict) in snapshot.vms.iter().zip(&plan.verdicts) {
             let lowered = target(vm) < vm.sizes.clamp(vm.target.0).0;
-            if let Reason::Distress { wanted, .. } = verdict.reason
+            if let Reason::Distress { wanted, .. } | Reason::Exhausted { wanted, .. } = verdict.reason
                 && plan.host != HostState::Short
                 && !lowered
                 && target(vm) < wanted

@@ -5,5 +5,6 @@
 mod agent;
 mod any;
 mod kit;
+mod pod;
 mod scenes;
 mod world;

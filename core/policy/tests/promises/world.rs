@@ -1,8 +1,8 @@
 //! A small closed loop around the arbiter: guests that obey at a limited rate and have loads of their own.
 
 use plimsoll_model::{
-    AgentSample, AgentStats, GuestStats, HostSample, Link, Plan, Sizes, Snapshot, StatsSample, Tunables,
-    VmId, VmName, VmSample,
+    AgentSample, AgentStats, GuestStats, HostSample, Link, OnExhausted, PagerSample, Plan, Sizes, Snapshot,
+    StatsSample, Tunables, VmId, VmName, VmSample,
 };
 use plimsoll_policy::{Config, History, decide};
 use plimsoll_units::{Bytes, MemTarget, MonoTime};
@@ -22,7 +22,25 @@ pub(crate) fn vm(id: u64, floor: Bytes, memory: Bytes, maxmem: Bytes) -> VmSampl
         stats: None,
         agent: None,
         tunables: Tunables::default(),
+        pager: None,
     }
+}
+
+/// A guest whose memory is populated on demand touches what its programs use. Whether it stands still then.
+fn touches(vm: &mut VmSample, load: Bytes, millis: u64) -> bool {
+    let actual = vm.actual.0;
+    let before = vm.pager.unwrap_or(PagerSample {
+        limit: vm.target.0,
+        resident: Bytes::ZERO,
+        stalled_ms: None,
+        on_exhausted: OnExhausted::Grow,
+    });
+    // What went into the balloon has come back.
+    let left = before.resident.min(actual);
+    let limit = vm.target.0.max(before.limit.min(left));
+    let stalled_ms = (load > limit).then(|| before.stalled_ms.map_or(0, |ms| ms + millis));
+    vm.pager = Some(PagerSample { limit, resident: left.max(load).min(limit), stalled_ms, ..before });
+    stalled_ms.is_some()
 }
 
 /// Bytes a guest moves in a millisecond.
@@ -80,9 +98,9 @@ impl World {
         }
     }
 
-    /// What all hold.
+    /// What all hold, or may come to hold where a pager limits that.
     pub(crate) fn held(&self) -> u64 {
-        self.vms.iter().map(|vm| vm.actual.0.0).sum()
+        self.vms.iter().map(|vm| vm.pager.map_or(vm.actual.0, |pager| pager.limit).0).sum()
     }
 
     /// Guests move, then the arbiter decides.
@@ -91,6 +109,10 @@ impl World {
         let step = RATE * millis;
         for (vm, load) in self.vms.iter_mut().zip(&self.loads) {
             let (actual, target) = (vm.actual.0.0, vm.target.0.0);
+            // The memory of some is populated on demand.
+            if vm.id.0.is_multiple_of(3) && touches(vm, *load, millis) {
+                continue;
+            }
             vm.actual = MemTarget(Bytes(if target < actual {
                 // A guest does not give what its programs use.
                 actual.saturating_sub(step).max(target).max(load.0.min(actual))

@@ -12,7 +12,8 @@ use crate::BedError;
 /// How to know the file among a process's descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ram {
-    /// A memfd (QEMU's memory-backend-memfd): /proc/PID/fd shows `/memfd:memory-backend-memfd (deleted)`.
+    /// A memfd: QEMU's own (memory-backend-memfd), which /proc/PID/fd shows as `/memfd:memory-backend-memfd (deleted)`, or the
+    /// one that `plimsoll run` makes where memory is populated on demand, `/memfd:plimsoll-ram (deleted)`.
     Memfd,
     /// A file without a name in this directory (UML's physical memory): `DIR/#7 (deleted)`.
     UnnamedIn(PathBuf),
@@ -23,7 +24,7 @@ impl Ram {
         let link = link.to_string_lossy();
         let Some(file) = link.strip_suffix(" (deleted)") else { return false };
         match self {
-            Self::Memfd => file.starts_with("/memfd:memory-backend-memfd"),
+            Self::Memfd => file.starts_with("/memfd:memory-backend-memfd") || file == "/memfd:plimsoll-ram",
             Self::UnnamedIn(dir) => Path::new(file).parent() == Some(dir),
         }
     }
@@ -39,7 +40,8 @@ impl Ram {
             .map(|found| (found.dev(), found.ino(), found.blocks()))
             .collect();
         files.sort_unstable();
-        files.dedup();
+        // Its count may have changed between two looks at the same file.
+        files.dedup_by_key(|(dev, ino, _)| (*dev, *ino));
         if files.is_empty() {
             return Err(BedError::Unsupported(format!(
                 "no file of {} is known as a guest's memory",
@@ -59,6 +61,7 @@ mod test {
     #[test]
     fn files_are_told_apart() {
         assert!(Ram::Memfd.is(Path::new("/memfd:memory-backend-memfd (deleted)")));
+        assert!(Ram::Memfd.is(Path::new("/memfd:plimsoll-ram (deleted)")));
         assert!(!Ram::Memfd.is(Path::new("/memfd:other (deleted)")));
         let uml = Ram::UnnamedIn("/dev/shm/x".into());
         assert!(uml.is(Path::new("/dev/shm/x/#8 (deleted)")));

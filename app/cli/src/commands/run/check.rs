@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use plimsoll_model::{Sizes, VmName};
 
-use super::{group, kvm, qemu, uml};
+use super::{group, kvm, pod, qemu, uml};
 use crate::WrongUse;
 use crate::args::{RunArgs, VmmChoice};
 use crate::commands::Context;
@@ -44,6 +44,14 @@ impl Plan {
         }
     }
 
+    /// Its memory, where that is populated on demand.
+    pub(super) fn pod(&self) -> Option<&pod::Pod> {
+        match &self.machine {
+            Machine::Qemu(qemu) => qemu.pod(),
+            Machine::Uml(_) => None,
+        }
+    }
+
     /// The same failure with the last lines of what VMM and keeper said.
     pub(super) fn with_log(&self, error: anyhow::Error) -> anyhow::Error {
         let tails: Vec<String> = [self.dir.console_log(), self.dir.keeper_log()]
@@ -68,6 +76,7 @@ pub(super) async fn plan(context: &Context, args: &RunArgs) -> anyhow::Result<Pl
         Sizes::new(args.memory, maxmem, args.floor, args.weight).map_err(|e| WrongUse(e.to_string()))?;
     let tunables = args.tuning.settings()?;
     let vmm = decide_vmm(args)?;
+    let on_demand = pod::wanted(args, vmm, sizes)?;
     for (what, file) in files(args) {
         readable(what, file)?;
     }
@@ -78,7 +87,8 @@ pub(super) async fn plan(context: &Context, args: &RunArgs) -> anyhow::Result<Pl
         Kind::Uml => Machine::Uml(uml::Uml::plan(args, sizes, &dir)?),
         Kind::Qemu => {
             let accel = kvm::decide(&context.run_dir, args.accel).await?;
-            Machine::Qemu(qemu::Qemu::plan(args, accel)?)
+            let pod = on_demand.then(|| pod::Pod::plan(args.pod, sizes)).transpose()?;
+            Machine::Qemu(qemu::Qemu::plan(args, accel, pod)?)
         }
     };
     Ok(Plan { name: args.name.clone(), sizes, dir, machine, group, tunables })

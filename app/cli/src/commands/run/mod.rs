@@ -14,6 +14,7 @@ mod follow;
 mod group;
 mod kvm;
 mod line;
+mod pod;
 mod qemu;
 mod start;
 mod uml;
@@ -86,6 +87,8 @@ async fn register(context: &Context, plan: &Plan) -> anyhow::Result<()> {
         adopt: false,
         console: plan.dir.console_log().to_str().map(ToString::to_string),
         tunables: plan.tunables.clone(),
+        on_exhausted: plan.pod().map_or_else(Default::default, |pod| pod.on_exhausted),
+        on_pager_loss: plan.pod().map_or_else(Default::default, |pod| pod.on_pager_loss),
     };
     let post = || context.client.send::<VmView>(Method::POST, "/v1/vms", Some(&request));
     match post().await {
@@ -107,7 +110,8 @@ fn endpoint(plan: &Plan) -> anyhow::Result<Endpoint> {
     Ok(match &plan.machine {
         Machine::Qemu(qemu) => {
             let agent = qemu.has_agent_port().then(|| text(plan.dir.agent_socket())).transpose()?;
-            Endpoint::Qemu { qmp: text(plan.dir.qmp_socket())?, agent }
+            let pager = qemu.pod().map(|_| text(plan.dir.control_socket())).transpose()?;
+            Endpoint::Qemu { qmp: text(plan.dir.qmp_socket())?, agent, pager }
         }
         Machine::Uml(_) => Endpoint::Uml { control: text(plan.dir.control_socket())? },
     })

@@ -9,6 +9,7 @@ use plimsoll_model::{Sizes, VmName};
 
 use super::check::{absolute, foreign_program};
 use super::kvm::Acceleration;
+use super::pod::Pod;
 use super::start::Launch;
 use crate::args::RunArgs;
 use crate::output;
@@ -16,6 +17,9 @@ use crate::record::VmDir;
 
 /// QEMU's program.
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
+
+/// What QEMU calls its guest's memory.
+const RAM: &str = "plimsoll-ram";
 
 /// A QEMU to be started.
 #[derive(Debug)]
@@ -29,11 +33,13 @@ pub(super) struct Qemu {
     /// The guest gets a port for its agent.
     agent: bool,
     extra: Vec<String>,
+    /// Its memory is populated on demand.
+    pod: Option<Pod>,
 }
 
 impl Qemu {
     /// What was typed, with absolute paths.
-    pub(super) fn plan(args: &RunArgs, accel: Acceleration) -> anyhow::Result<Self> {
+    pub(super) fn plan(args: &RunArgs, accel: Acceleration, pod: Option<Pod>) -> anyhow::Result<Self> {
         let own_port = args.qemu_arg.iter().any(|arg| arg.contains(PORT_NAME));
         if own_port && !args.no_agent {
             output::note(&format!(
@@ -50,7 +56,13 @@ impl Qemu {
             disks: args.disk.iter().map(|disk| absolute(disk)).collect::<Result<_, _>>()?,
             agent: !args.no_agent && !own_port,
             extra: args.qemu_arg.clone(),
+            pod,
         })
+    }
+
+    /// Its memory, where that is populated on demand.
+    pub(super) fn pod(&self) -> Option<&Pod> {
+        self.pod.as_ref()
     }
 
     /// Whether the agent in the guest has a port, which is heard at [`VmDir::agent_socket`].
@@ -65,12 +77,19 @@ impl Qemu {
         let mut args: Vec<OsString> = Vec::new();
         let mut put = |option: &str, value: OsString| args.extend([OsString::from(option), value]);
         put("-name", format!("guest={name}").into());
-        put("-machine", "q35,memory-backend=plimsoll-ram".into());
+        // A core file of it would have every page that was ever promised.
+        put("-machine", format!("q35,memory-backend={RAM},dump-guest-core=off").into());
         for (option, value) in self.accel.arguments() {
             put(option, value.into());
         }
         put("-m", format!("{maxmem}B").into());
-        put("-object", format!("memory-backend-memfd,id=plimsoll-ram,share=on,size={maxmem}").into());
+        put(
+            "-object",
+            match &self.pod {
+                Some(pod) => pod.backend_option(RAM, sizes),
+                None => format!("memory-backend-memfd,id={RAM},share=on,size={maxmem}").into(),
+            },
+        );
         put(
             "-device",
             "virtio-balloon-pci,id=plimsoll-balloon,free-page-reporting=on,deflate-on-oom=on".into(),
@@ -99,7 +118,8 @@ impl Qemu {
         }
         args.extend(["-nodefaults", "-no-user-config"].map(OsString::from));
         args.extend(self.extra.iter().map(OsString::from));
-        Launch { program: self.program.clone(), args, env: Vec::new() }
+        let env = self.pod.as_ref().map_or_else(Vec::new, |pod| pod.environment(dir));
+        Launch { program: self.program.clone(), args, env }
     }
 
     /// The kernel's words; its console goes where ours is, unless the words say otherwise.
@@ -142,6 +162,7 @@ mod test {
             disks: vec![PathBuf::from("/a,b.img")],
             agent: true,
             extra: vec!["-smp".to_string(), "2".to_string()],
+            pod: None,
         }
     }
 

@@ -14,6 +14,7 @@ use rustix::process::Signal;
 
 use super::check::{Machine, Plan};
 use super::line::{Line, inheriting};
+use super::pod::Pod;
 use crate::commands::Context;
 use crate::output;
 use crate::process::{self, Handle};
@@ -38,6 +39,33 @@ pub(super) struct Launch {
     pub(super) program: PathBuf,
     pub(super) args: Vec<OsString>,
     pub(super) env: Vec<(OsString, OsString)>,
+}
+
+/// A keeper to be started, and the sockets it makes when it is ready.
+struct Keeper {
+    launch: Launch,
+    stdin: Stdio,
+    sockets: [PathBuf; 2],
+}
+
+impl Keeper {
+    /// The one that a VM needs, if it needs one.
+    fn of(plan: &Plan) -> anyhow::Result<Option<Self>> {
+        let (name, sizes, dir) = (&plan.name, plan.sizes, &plan.dir);
+        Ok(match (&plan.machine, plan.pod()) {
+            (Machine::Uml(uml), _) => Some(Self {
+                launch: uml.keeper(name, sizes, dir),
+                stdin: uml.line().map_or_else(|| Ok(Stdio::null()), Line::host)?,
+                sockets: [dir.balloon_socket(), dir.control_socket()],
+            }),
+            (Machine::Qemu(_), Some(pod)) => Some(Self {
+                launch: pod.keeper(name, sizes, dir),
+                stdin: pod.stdin()?,
+                sockets: [dir.pod_socket(), dir.control_socket()],
+            }),
+            (Machine::Qemu(_), None) => None,
+        })
+    }
 }
 
 /// What was started so far.
@@ -74,23 +102,21 @@ impl Started {
             }
             None => Vec::new(),
         };
-        if let Machine::Uml(uml) = &plan.machine {
+        if let Some(keeper) = Keeper::of(plan)? {
             let log = plan.dir.append(&plan.dir.keeper_log())?;
-            let keeper = uml.keeper(&plan.name, plan.sizes, &plan.dir);
-            let stdin = uml.line().map_or_else(|| Ok(Stdio::null()), Line::host)?;
-            self.keeper = Some(spawn(&keeper, stdin, log, &join)?);
+            self.keeper = Some(spawn(&keeper.launch, keeper.stdin, log, &join)?);
             detached(&mut self.keeper, "keeper").await?;
             record.keeper = self.keeper();
             plan.dir.write(&record)?;
-            self.wait_for_keeper(&plan.dir).await?;
+            self.wait_for_keeper(&keeper.sockets).await?;
         }
         let log = plan.dir.append(&plan.dir.console_log())?;
         let stdin = plan.dir.open_console_in()?.into();
-        let line = match &plan.machine {
+        let inherited = match &plan.machine {
             Machine::Uml(uml) => uml.line().map(Line::guest),
-            Machine::Qemu(_) => None,
+            Machine::Qemu(qemu) => qemu.pod().map(Pod::memory),
         };
-        self.vmm = Some(inheriting(line, || spawn(&launch, stdin, log, &join))?);
+        self.vmm = Some(inheriting(inherited, || spawn(&launch, stdin, log, &join))?);
         detached(&mut self.vmm, "VMM").await?;
         record.vmm = self.vmm();
         plan.dir.write(&record)
@@ -123,8 +149,7 @@ impl Started {
     }
 
     /// The keeper makes its sockets when it is ready.
-    async fn wait_for_keeper(&mut self, dir: &VmDir) -> anyhow::Result<()> {
-        let sockets = [dir.balloon_socket(), dir.control_socket()];
+    async fn wait_for_keeper(&mut self, sockets: &[PathBuf]) -> anyhow::Result<()> {
         let begin = Instant::now();
         while let Some(missing) = sockets.iter().find(|socket| !process::is_listening(socket)) {
             if let Some(status) = ended(&mut self.keeper)? {

@@ -12,9 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use plimsoll_api::control::{AWAIT_AGENT_MS, ErrorKind, Op, Reply, Request, Status};
+use plimsoll_api::control::{
+    AWAIT_AGENT_MS, AWAIT_PAGER_MS, ErrorKind, Op, PagerStatus, Reply, Request, Stalled, Status,
+};
 use plimsoll_model::{AgentStats, GuestStats};
-use plimsoll_units::{BalloonSize, Bytes, PageCount};
+use plimsoll_units::{BalloonSize, Bytes, MemTarget, PageCount};
 
 /// How it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,14 @@ pub(crate) struct Guest {
     moved: Instant,
     /// When its agent spoke last.
     spoke: Option<Instant>,
+    /// What it touches, where its memory is populated on demand.
+    pub(crate) touches: Bytes,
+    /// When it began to wait for memory.
+    stalled: Option<Instant>,
+    /// How often all of its memory was given back for a new start.
+    pub(crate) resets: u32,
+    /// Every target that its pager was set.
+    pub(crate) targets: Vec<MemTarget>,
     /// Connections on which its agent is waited for.
     pub(crate) waiting: u32,
     /// Requests answered.
@@ -77,10 +87,29 @@ impl Backend {
             rate: Bytes::gib(4),
             moved: Instant::now(),
             spoke: None,
+            touches: Bytes::ZERO,
+            stalled: None,
+            resets: 0,
+            targets: Vec::new(),
             waiting: 0,
             requests: 0,
         };
         Self::serve(dir.join(format!("{name}.sock")), Arc::new(Mutex::new(guest)))
+    }
+
+    /// The pager of a guest that was told it has `maxmem` MiB and may have `target` to begin with.
+    pub(crate) fn pager(dir: &Path, name: &str, maxmem: u64, target: u64) -> Self {
+        let backend = Self::start(dir, name, maxmem, 0);
+        let target = Bytes::mib(target);
+        let pager = PagerStatus {
+            target: MemTarget(target),
+            limit: target,
+            outstanding: Bytes::mib(maxmem).pages_ceil(),
+            mapped: true,
+            ..PagerStatus::default()
+        };
+        backend.guest().status.pager = Some(pager);
+        backend
     }
 
     fn serve(path: PathBuf, guest: Arc<Mutex<Guest>>) -> Self {
@@ -148,6 +177,13 @@ fn converse(stream: &UnixStream, guest: &Mutex<Guest>, stop: &AtomicBool) {
             }
             guest.lock().unwrap().waiting -= 1;
         }
+        if let Op::AwaitPager { after } = request.op {
+            let until = Instant::now() + Duration::from_millis(AWAIT_PAGER_MS);
+            let turned = || stop.load(Ordering::SeqCst) || guest.lock().unwrap().turns() != after;
+            while !turned() && Instant::now() < until {
+                std::thread::park_timeout(Duration::from_millis(2));
+            }
+        }
         let answer = guest.lock().unwrap().answer(&request);
         let mut writer = stream;
         if answer.is_some_and(|bytes| writer.write_all(&bytes).is_err()) {
@@ -179,7 +215,7 @@ impl Guest {
             (Manner::Old, Op::AwaitAgent { .. }) => {
                 Reply::error(request.id, ErrorKind::UnknownOp, "what is that?")
             }
-            (Manner::Refusing, Op::SetBalloon { .. }) => {
+            (Manner::Refusing, Op::SetBalloon { .. } | Op::SetTarget { .. }) => {
                 Reply::error(request.id, ErrorKind::OutOfRange, "not today")
             }
             (Manner::Proper | Manner::Refusing | Manner::Old, op) => {
@@ -187,10 +223,48 @@ impl Guest {
                 if let Op::SetBalloon { pages } = op {
                     self.status.num_pages = pages;
                 }
+                if let Op::SetTarget { target } = op {
+                    self.set_target(target);
+                }
+                if op == Op::Reset {
+                    self.resets += 1;
+                    self.touches = Bytes::ZERO;
+                    self.status.pager.as_mut().unwrap().resident = Bytes::ZERO;
+                }
                 Reply::ok(request.id, self.status.clone())
             }
         };
         Some(self.line(&reply))
+    }
+
+    /// Its programs touch so much, and wait if that is more than it may have.
+    pub(crate) fn touch(&mut self, bytes: Bytes) {
+        self.touches = bytes;
+        self.populate();
+    }
+
+    fn set_target(&mut self, target: MemTarget) {
+        self.targets.push(target);
+        if let Some(pager) = &mut self.status.pager {
+            pager.target = target;
+            pager.limit = target.0.max(pager.resident);
+        }
+        self.populate();
+    }
+
+    fn populate(&mut self) {
+        let Some(pager) = &mut self.status.pager else { return };
+        pager.resident = pager.resident.max(self.touches).min(pager.limit);
+        let waits = self.touches > pager.limit;
+        if waits != self.stalled.is_some() {
+            pager.turns += 1;
+            pager.stalls += u64::from(waits);
+            self.stalled = waits.then(Instant::now);
+        }
+    }
+
+    fn turns(&self) -> u64 {
+        self.status.pager.map_or(u64::MAX - 1, |pager| pager.turns)
     }
 
     fn line(&self, reply: &Reply) -> Vec<u8> {
@@ -201,6 +275,10 @@ impl Guest {
 
     /// The balloon goes on towards its size.
     fn go_on(&mut self) {
+        let since_ms = self.stalled.map(|at| u64::try_from(at.elapsed().as_millis()).unwrap());
+        if let Some(pager) = &mut self.status.pager {
+            pager.stalled = since_ms.map(|since_ms| Stalled { since_ms, waiting: 1 });
+        }
         let millis = u64::try_from(self.moved.elapsed().as_millis()).unwrap();
         let most = self.rate.scale(millis, 1000).pages_floor().0;
         if most > 0 {

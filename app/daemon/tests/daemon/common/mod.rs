@@ -12,7 +12,7 @@ use std::{
 };
 
 use plimsoll_api::http::{Endpoint, EventList, ListView, ProcessRef, Register, VmView};
-use plimsoll_model::{Sizes, VmName};
+use plimsoll_model::{OnExhausted, OnPagerLoss, Sizes, VmName};
 use plimsoll_units::Bytes;
 use serde_json::Value;
 
@@ -221,6 +221,8 @@ pub(crate) fn registration(name: &str, control: &Path, sizes: Sizes) -> Value {
         adopt: false,
         console: None,
         tunables: BTreeMap::new(),
+        on_exhausted: OnExhausted::default(),
+        on_pager_loss: OnPagerLoss::default(),
     };
     serde_json::to_value(request).unwrap()
 }

@@ -232,6 +232,32 @@ fn a_reboot_takes_everything_back_and_waits_for_io() {
 }
 
 #[test]
+fn a_reboot_leaves_the_first_frames_alone_where_firmware_lies_there() {
+    let (mut ledger, space) = guest(4, 3);
+    for page in [0, 512, 1024] {
+        populate(&mut ledger, space, page);
+    }
+    ledger.keep_at_reboot(1);
+    ledger.begin_reboot();
+    let mut out = vec![];
+    assert_eq!(
+        ledger.continue_reboot(9, &mut out),
+        Reboot::Waiting { left: PageCount(0), leaving: PageCount(1024) }
+    );
+    out.drain(..).for_each(|discard| {
+        assert!(discard.offset.0 >= 2 << 20, "{discard:?}");
+        ledger.discarded(discard);
+    });
+    assert_eq!(ledger.continue_reboot(9, &mut out), Reboot::Done);
+    assert_eq!((ledger.counts().present.0, ledger.counts().outstanding.0), (512, 1536));
+    // More than there is leaves everything.
+    ledger.keep_at_reboot(u64::MAX);
+    ledger.begin_reboot();
+    assert_eq!(ledger.continue_reboot(9, &mut out), Reboot::Done);
+    assert_eq!((ledger.counts().present.0, out.len()), (512, 0));
+}
+
+#[test]
 fn recovery_keeps_what_a_hole_was() {
     let (mut ledger, space) = guest(4, 4);
     let extent = |first, count| Extent { space, first, count };

@@ -7,11 +7,11 @@ use std::time::Instant;
 use plimsoll_vhost_user::wire::{Answer, Code, Message, Progress, Request, protocol};
 use rustix::event::PollFlags;
 
-use crate::front::{End, Front};
+use super::front::{End, Front};
+use super::link::{Link, Step, Useless};
+use super::offered::{ConfigCache, Offered};
+use super::state::State;
 use crate::leavings::Memory;
-use crate::link::{Link, Step, Useless};
-use crate::offered::{ConfigCache, Offered};
-use crate::state::State;
 
 /// Back ends that may die over one request before it is given up: the second shows that it was no accident.
 const DEATHS_PER_REQUEST: u32 = 2;

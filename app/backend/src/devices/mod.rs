@@ -1,25 +1,33 @@
-//! The loop.
+//! Serving a VM's devices, over vhost-user.
+//!
+//! One thread, one poll loop: the keeper's socket (vhost-user messages), the rings' kicks, the control socket, a timer that
+//! asks the guest for statistics, the line from the agent in the guest. One thread owns everything, so a ring that
+//! was stopped has no work under way.
 
-use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+mod device;
+mod line;
+mod prepare;
+mod status;
+mod vm;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use plimsoll_balloon::{Balloon, Features, FileDiscarder, SharedConfig};
-use plimsoll_shm::{Notifier, SharedWords};
+use plimsoll_shm::Notifier;
 use plimsoll_units::Bytes;
-use plimsoll_vhost_user::handover::Handover;
 use plimsoll_vhost_user::layout::Layout;
 use plimsoll_vhost_user::wire::{Answer, Code, Framer, Message, Progress, Request};
-use plimsoll_vhost_user::{Session, Throttle};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
+use plimsoll_vhost_user::{Polls, Session, Throttle};
+use rustix::event::PollFlags;
 
+use self::device::BalloonDevice;
+use self::line::Line;
+use self::prepare::{CONFIG_WORDS, Prepared};
+use self::vm::Vm;
 use crate::args::Args;
-use crate::control::Control;
-use crate::device::BalloonDevice;
-use crate::line::Line;
-use crate::prepare::{self, CONFIG_WORDS, Prepared};
-use crate::vm::Vm;
+use crate::control::{self, Control};
 
 /// Memory that front ends show beside what the guest is told it has: firmware, video.
 const BESIDE: Bytes = Bytes::mib(64);
@@ -40,21 +48,25 @@ enum Event {
     KeeperGone,
     Message,
     Timer,
-    Connect,
-    Peer(u64),
+    Control(control::Event),
     Kick(u16),
     Line,
 }
 
+/// What a keeper hands over for devices.
+pub(crate) struct Devices {
+    pub(crate) poke: OwnedFd,
+    pub(crate) line: Option<OwnedFd>,
+    pub(crate) sockets: Vec<OwnedFd>,
+}
+
 impl Server {
-    pub(crate) fn new(args: Args, handover: Handover) -> anyhow::Result<Self> {
-        let Handover { memory, control, poke, line, devices } = handover;
-        let keeper = match <[OwnedFd; 1]>::try_from(devices) {
+    pub(crate) fn new(args: Args, layout: Layout, control: Control, given: Devices) -> anyhow::Result<Self> {
+        let Devices { poke, line, sockets } = given;
+        let keeper = match <[OwnedFd; 1]>::try_from(sockets) {
             Ok([socket]) => socket,
-            Err(devices) => bail!("the keeper has {} devices; this back end serves one", devices.len()),
+            Err(sockets) => bail!("the keeper has {} devices; this back end serves one", sockets.len()),
         };
-        let words = SharedWords::attach_all(memory).context("cannot use the keeper's shared memory")?;
-        let layout = Layout::attach(words).context("cannot use the keeper's shared memory")?;
         let Prepared { private, rings, ledger, anew } = prepare::prepare(&layout, &args)?;
         let config =
             private.piece(0, CONFIG_WORDS).ok_or_else(|| anyhow!("no room for the configuration"))?;
@@ -67,7 +79,7 @@ impl Server {
         Ok(Self {
             keeper,
             framer: Framer::of_requests(),
-            control: Control::new(control),
+            control,
             vm,
             faults: Throttle::default(),
             refusals: Throttle::default(),
@@ -83,8 +95,7 @@ impl Server {
                     Event::KeeperGone => return Ok(()),
                     Event::Message => self.messages()?,
                     Event::Timer => self.vm.ask_for_stats(),
-                    Event::Connect => self.control.accept(Instant::now()),
-                    Event::Peer(id) => self.peer(id),
+                    Event::Control(event) => self.control(event),
                     Event::Kick(ring) => self.vm.session.kicked(ring),
                     Event::Line => self.vm.listen(Instant::now()),
                 }
@@ -100,44 +111,25 @@ impl Server {
     /// Waits until something is ready, or work is left, or a peer's patience ends.
     fn wait(&self) -> anyhow::Result<Vec<Event>> {
         let stdin = std::io::stdin();
-        let mut fds = vec![
-            PollFd::new(&stdin, PollFlags::IN),
-            PollFd::new(&self.keeper, PollFlags::IN),
-            PollFd::new(&self.vm.timer, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.control.listener(), PollFlags::IN),
-        ];
-        let mut events = vec![Event::KeeperGone, Event::Message, Event::Timer, Event::Connect];
-        for (id, socket, flags) in self.control.connections() {
-            fds.push(PollFd::from_borrowed_fd(socket, flags));
-            events.push(Event::Peer(id));
-        }
+        let mut polls = Polls::default();
+        polls.add(stdin.as_fd(), PollFlags::IN, Event::KeeperGone);
+        polls.add(self.keeper.as_fd(), PollFlags::IN, Event::Message);
+        polls.add(self.vm.timer.as_fd(), PollFlags::IN, Event::Timer);
+        self.control.watch(&mut polls, Event::Control);
         let now = Instant::now();
         if let Some(line) = self.vm.line.as_ref().and_then(|line| line.poll(now)) {
-            fds.push(PollFd::from_borrowed_fd(line, PollFlags::IN));
-            events.push(Event::Line);
+            polls.add(line, PollFlags::IN, Event::Line);
         }
         for (ring, kick) in self.vm.session.kicks() {
-            fds.push(PollFd::from_borrowed_fd(kick, PollFlags::IN));
-            events.push(Event::Kick(ring));
+            polls.add(kick, PollFlags::IN, Event::Kick(ring));
         }
-        let timeout = if self.vm.session.unfinished().is_empty() {
+        let due = if self.vm.session.unfinished().is_empty() {
             let line = self.vm.line.as_ref().and_then(|line| line.deadline(now));
-            let due = self.control.deadline().into_iter().chain(line).min();
-            due.map(|at| at.saturating_duration_since(now))
+            self.control.deadline().into_iter().chain(line).min()
         } else {
-            Some(Duration::ZERO)
+            Some(now)
         };
-        let timeout = timeout.map(|wait| Timespec::try_from(wait).unwrap_or_default());
-        match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno).context("cannot wait for events"),
-        }
-        Ok(fds
-            .iter()
-            .zip(events)
-            .filter(|(fd, _)| !fd.revents().is_empty())
-            .map(|(_, event)| event)
-            .collect())
+        polls.wait(due).context("cannot wait for events")
     }
 
     /// Answers what the keeper has sent.
@@ -179,9 +171,9 @@ impl Server {
         control.expire(now);
     }
 
-    fn peer(&mut self, id: u64) {
+    fn control(&mut self, event: control::Event) {
         let Self { control, vm, .. } = self;
-        control.ready(id, Instant::now(), |id, op| vm.carry_out(id, op));
+        control.happened(event, Instant::now(), |id, op| vm.carry_out(id, op));
     }
 
     /// Writes to the log what the guest broke and what the kernel refused, at a limited rate.

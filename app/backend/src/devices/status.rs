@@ -8,8 +8,8 @@ use plimsoll_units::{Bytes, PageCount};
 use plimsoll_vhost_user::Session;
 use plimsoll_vhost_user::layout::Layout;
 
-use crate::device::BalloonDevice;
-use crate::line::Line;
+use super::device::BalloonDevice;
+use super::line::Line;
 
 /// The device this process serves.
 pub(crate) const DEVICE: usize = 0;
@@ -49,6 +49,7 @@ pub(crate) fn status(
         agent_age_ms: agent.map_or(0, |(_, age_ms)| age_ms),
         agent_urgent: line.map_or(0, Line::urgent),
         agent_counters: line.map(Line::counters),
+        pager: None,
     }
 }
 

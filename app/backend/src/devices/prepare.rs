@@ -83,11 +83,14 @@ fn take_over(words: SharedWords, args: &Args) -> anyhow::Result<Ledger<SharedWor
 
 #[cfg(test)]
 mod test {
+    use plimsoll_units::Bytes;
+
     use super::*;
 
     fn args() -> Args {
-        let maxmem = plimsoll_units::Bytes::mib(64);
-        Args { name: "test".into(), maxmem, initial_balloon: 500, ledger_frames: Ledger::frames_for(maxmem) }
+        let maxmem = Bytes::mib(64);
+        let ledger_frames = Ledger::frames_for(maxmem);
+        Args { name: "test".into(), maxmem, initial_balloon: 500, target: Bytes::ZERO, ledger_frames }
     }
 
     fn layout() -> Layout {

@@ -13,11 +13,11 @@ use plimsoll_vhost_user::layout::Layout;
 use rustix::event::Timespec;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
+use super::device::BalloonDevice;
+use super::line::Line;
+use super::prepare::STATS_INTERVAL;
+use super::status::{DEVICE, status};
 use crate::args::Args;
-use crate::device::BalloonDevice;
-use crate::line::Line;
-use crate::prepare::STATS_INTERVAL;
-use crate::status::{DEVICE, status};
 
 /// How often the guest is asked for statistics unless somebody says otherwise, in milliseconds.
 const STATS_DEFAULT_MS: u32 = 1000;
@@ -79,6 +79,10 @@ impl Vm {
             }
             Op::AwaitAgent { after } if after == self.line.as_ref().map_or(0, Line::urgent) => return None,
             Op::AwaitAgent { .. } => {}
+            Op::SetTarget { .. } | Op::AwaitPager { .. } | Op::Sweep | Op::Reset => {
+                let message = "this VM's memory is not populated on demand; its balloon sets how much it has";
+                return Some(Reply::error(id, ErrorKind::Unsupported, message));
+            }
         }
         Some(Reply::ok(id, status(&self.session, &self.layout, self.args.maxmem, self.line.as_ref())))
     }
