@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use plimsoll_cgroup::{CgroupError, Hierarchies};
+use plimsoll_cgroup::{CgroupError, Hierarchies, Limit};
 use plimsoll_model::VmName;
+use plimsoll_units::Bytes;
 
 use crate::record::Record;
 
@@ -35,12 +36,15 @@ impl Group {
         &self.0
     }
 
-    /// Makes it; returns the files into which a process writes its number to join.
-    pub(super) fn create(&self) -> anyhow::Result<Vec<PathBuf>> {
+    /// Makes it, with the VM's guarantee where the kernel has such a thing; returns the files into which a process writes its
+    /// number to join.
+    pub(super) fn create(&self, floor: Bytes) -> anyhow::Result<Vec<PathBuf>> {
         let group = Hierarchies::discover()?.create(&self.0)?;
         // What a VM was granted it shall have. Without this the kernel swaps the guest's memory to make room for the page
         // cache of files that the VMM reads, though that could be dropped.
         CgroupError::optional(group.set_swappiness(SWAPPINESS))?;
+        // What was guaranteed is not reclaimed, as far as the groups above grant that (version 2, memory.min).
+        CgroupError::optional(group.set_min(Limit::Bytes(floor)))?;
         let mut join = vec![group.dir().join("cgroup.procs")];
         match group.pressure_group() {
             // On version 2 that is the group itself; in hybrid mode its twin, which tells the pressure.

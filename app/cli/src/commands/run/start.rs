@@ -96,7 +96,7 @@ impl Started {
         self.made_dir = true;
         let join = match &plan.group {
             Some(group) => {
-                let join = group.create()?;
+                let join = group.create(plan.sizes.floor())?;
                 self.made_group = true;
                 join
             }
